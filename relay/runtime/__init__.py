@@ -1,0 +1,1 @@
+"""Time, waiting and threads. Knows nothing of repos, networks or databases; everything above uses it."""
