@@ -1,0 +1,95 @@
+"""Claimed repos that wait for their host, and the downloads that run: spread over hosts, bounded in number and by slots.
+
+Lives in the engine's thread. Limits of a host are `net.hosts.HostTable`'s; the number of downloads and of CAR slots is ours.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+
+from relay.backfill.messages import FetchRepo
+from relay.backfill.work import Stage, Work
+from relay.ipc.arena import SlotAccount
+from relay.net.hosts import HostTable
+
+
+class Downloads:
+    """`send(message) -> seat | None` hands a job to a fetch child; None: none is there."""
+
+    def __init__(
+        self,
+        hosts: HostTable,
+        slots: SlotAccount,
+        send: Callable[[FetchRepo], int | None],
+        *,
+        parallel: int,
+    ) -> None:
+        self._hosts, self.slots, self._send, self._parallel = hosts, slots, send, parallel
+        self._queues: OrderedDict[str, deque[Work]] = OrderedDict()  # hosts take turns
+        self.running: dict[int, Work] = {}
+        self.queued = 0
+
+    def add(self, work: Work) -> None:
+        work.stage = Stage.QUEUED
+        self._queues.setdefault(work.host, deque()).append(work)
+        self.queued += 1
+
+    def queued_of(self, host: str) -> int:
+        queue = self._queues.get(host)
+        return len(queue) if queue else 0
+
+    def release_all(self) -> list[Work]:
+        """Return everything that has not been started; the owner gives it back."""
+        left = [work for queue in self._queues.values() for work in queue if not work.over]
+        self._queues.clear()
+        self.queued = 0
+        return left
+
+    def pump(self, now: float) -> float | None:
+        """Start what may start at `now` (monotonic); return when a host that waits could be asked, or None."""
+        soonest: float | None = None
+        for host in list(self._queues):
+            queue = self._queues[host]
+            while queue:
+                if queue[0].over:
+                    queue.popleft()
+                    self.queued -= 1
+                    continue
+                if len(self.running) >= self._parallel:
+                    return soonest
+                if self.slots.in_use >= self.slots.total:
+                    return soonest
+                if not self._hosts.try_start(host, now):
+                    ready = self._hosts.ready_at(host, now)
+                    if ready > now and (soonest is None or ready < soonest):
+                        soonest = ready
+                    break
+                if not self._start(queue.popleft(), now):
+                    return soonest
+            if not queue:
+                del self._queues[host]
+            else:
+                self._queues.move_to_end(host)
+        return soonest
+
+    def _start(self, work: Work, now: float) -> bool:
+        self.queued -= 1
+        slot = self.slots.lease(work.number)
+        assert slot is not None
+        seat = self._send(FetchRepo(work.number, work.did, work.host, slot))
+        if seat is None:
+            self.slots.free(slot)
+            self._hosts.not_started(work.host, now)
+            self.add(work)
+            return False
+        work.slot, work.seat, work.stage, work.started_at = slot, seat, Stage.FETCHING, now
+        self.running[work.number] = work
+        return True
+
+    def ended(self, work: Work) -> None:
+        """A download is over, well or not."""
+        self.running.pop(work.number, None)
+
+    def of_seat(self, seat: int) -> list[Work]:
+        return [work for work in self.running.values() if work.seat == seat]

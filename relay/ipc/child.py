@@ -1,0 +1,156 @@
+"""One child process: how it starts, how we talk to it, why it ended.
+
+Children come from a forkserver that was started before any thread and before gRPC was imported: forking beside live
+channels hangs (PERFORMANCE section 10 measured it), also for replacements.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.forkserver
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
+from typing import Any
+
+import msgpack
+
+from relay.observe.log import get_logger
+
+log = get_logger(__name__)
+
+EXIT_COULD_NOT_START = 78  # sysexits EX_CONFIG: never retried in a tight loop
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+
+Message = list[Any]
+
+
+def start_forkserver(preload: list[str]) -> None:
+    """Start the forkserver now. To be called first thing, before threads and before anything imports gRPC.
+
+    `preload` names modules that every child needs (never one that imports gRPC): they are imported once.
+    """
+    multiprocessing.set_start_method("forkserver", force=True)
+    multiprocessing.forkserver.set_forkserver_preload(preload)
+    multiprocessing.forkserver.ensure_running()
+
+
+def stop_forkserver() -> None:
+    """End the forkserver process; for a clean exit that leaves no process behind."""
+    stop = getattr(multiprocessing.forkserver._forkserver, "_stop", None)  # type: ignore[attr-defined]
+    if stop is not None:
+        stop()
+
+
+class Pipe:
+    """msgpack messages over a multiprocessing connection; sending is locked, receiving belongs to one thread."""
+
+    def __init__(self, connection: multiprocessing.connection.Connection) -> None:
+        self.connection = connection
+        self._sending = threading.Lock()  # guards: the order of whole messages on the connection
+
+    def send(self, message: tuple[Any, ...] | Message) -> bool:
+        """Send one message; False when the other side is gone (its end is reported elsewhere)."""
+        data = msgpack.packb(message, use_bin_type=True)
+        try:
+            with self._sending:
+                self.connection.send_bytes(data)
+        except (BrokenPipeError, ConnectionResetError, OSError):
+            return False
+        return True
+
+    def receive(self) -> Message:
+        """Return the next message; raises EOFError when the other side is gone."""
+        try:
+            data = self.connection.recv_bytes(MAX_MESSAGE_BYTES)
+        except (ConnectionResetError, BrokenPipeError) as exc:
+            raise EOFError from exc
+        message = msgpack.unpackb(data, raw=False, use_list=True, max_bin_len=MAX_MESSAGE_BYTES)
+        if not isinstance(message, list):
+            raise EOFError("not a message")
+        return message
+
+    def poll(self, timeout_s: float = 0.0) -> bool:
+        return self.connection.poll(timeout_s)
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+class ChildProcess:
+    """A started child with its pipe. `role` and `seat` name it in logs (`worker/1`); seats outlive processes."""
+
+    def __init__(self, role: str, seat: int, target: Callable[..., None], args: tuple[Any, ...]) -> None:
+        self.role, self.seat = role, seat
+        context = multiprocessing.get_context("forkserver")
+        ours, theirs = context.Pipe(duplex=True)
+        self.pipe = Pipe(ours)
+        self.process: ForkServerProcess = context.Process(
+            target=target, args=(theirs, *args), name=f"relay-{role}-{seat}", daemon=True
+        )
+        self.process.start()
+        theirs.close()
+        self.started_at = time.monotonic()
+
+    @property
+    def name(self) -> str:
+        return f"{self.role}/{self.seat}"
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid or 0
+
+    def kill(self, *, with_stack: bool = False) -> None:
+        """End it for good: first SIGABRT when its stack is wanted in the log (faulthandler prints it), then SIGKILL."""
+        if not self.process.is_alive():
+            return
+        try:
+            if with_stack:
+                os.kill(self.pid, signal.SIGABRT)
+                self.process.join(1.0)
+            self.process.kill()
+        except ProcessLookupError:
+            pass
+
+    def terminate(self) -> None:
+        self.pipe.send(("stop",))
+
+    def join(self, deadline: float) -> bool:
+        self.process.join(max(0.0, deadline - time.monotonic()))
+        return not self.process.is_alive()
+
+    def why_ended(self) -> str:
+        """Return how it ended, for a log line or a repo's reason: `exit 1`, `signal SIGKILL`."""
+        self.process.join(2.0)
+        code = self.process.exitcode
+        if code is None:
+            return "still running"
+        if code < 0:
+            try:
+                return f"signal {signal.Signals(-code).name}"
+            except ValueError:
+                return f"signal {-code}"
+        return f"exit {code}"
+
+    def close(self) -> None:
+        self.pipe.close()
+        if not self.process.is_alive():
+            self.process.close()
+
+
+def prepare_child() -> None:
+    """What every child does first: Ctrl-C is the supervisor's business, stacks on SIGABRT, die with the supervisor."""
+    import ctypes
+    import faulthandler
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    faulthandler.enable()
+    # The pipe's end tells us as well, but a child in a long computation would notice only afterwards.
+    libc = ctypes.CDLL(None, use_errno=True)
+    PR_SET_PDEATHSIG = 1
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
