@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
+from relay.config.addresses import http_url
+
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_HTTP_OF = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 _PATH_SAFE = "/%:@!$&'()*+,;=-._~"
 _HOST = re.compile(r"[a-z0-9._-]{1,253}|[0-9a-f:.]{2,45}", re.ASCII)
 _LISTED_HOST = re.compile(r"([a-zA-Z0-9.-]{1,253})(?::([0-9]{1,5}))?", re.ASCII)
@@ -79,24 +80,16 @@ def join_target(base: Target, location: str) -> Target:
 
 
 def http_origin(address: str) -> str:
-    """Return the HTTP origin of an operator's address: `wss://host` -> `https://host`, `host` -> `https://host`.
+    """Return the HTTP origin of an address that the operator wrote: `wss://host` -> `https://host`, `host` -> `https://host`.
 
-    A bare host is https, but `localhost:PORT` (and loopback literals) means http, as in listHosts. Paths and queries are dropped.
-    Raises InvalidAddress.
+    A path is dropped. Raises InvalidAddress. Source: config.addresses, which reads the same forms.
     """
-    text = address.strip()
-    scheme, separator, rest = text.partition("://")
-    if not separator:
-        return listed_host_origin(text.rstrip("/"))
-    if scheme.lower() not in _HTTP_OF:
-        raise InvalidAddress(f"not an http(s) or ws(s) address: {address[:200]!r}")
-    return str(parse_target(f"{_HTTP_OF[scheme.lower()]}://{rest}").origin)
-
-
-def websocket_origin(address: str) -> str:
-    """Return the websocket form of an address: `https://host` -> `wss://host`. Raises InvalidAddress."""
-    origin = http_origin(address)
-    return "ws" + origin.removeprefix("http")
+    try:
+        return str(parse_target(http_url(address.strip())).origin)
+    except InvalidAddress:
+        raise
+    except ValueError as exc:
+        raise InvalidAddress(f"{address[:200]!r}: {exc}") from None
 
 
 def listed_host_origin(hostname: str) -> str:

@@ -21,7 +21,8 @@ IdentityError (.reason, .blame)
 ├── BadDocument          bad_did_document not JSON, another DID, too large
 └── DirectoryAway        directory_away   no answer: costs no attempt
 
-The blame here is that of one request. `hosts.blame_of` weighs a HOST failure against what the host told others at that time.
+The blame here is that of one request: a HOST failure costs the repo an attempt after all when the host answers others at that
+time (`hosts.HostTable.answered_recently`; `repos` decides).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import email.utils
 import re
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 # A reset further away than this is a mistake or a trap (PROTOCOL 6.2: clamp a far-future RateLimit-Reset). Windows are 5 minutes.
 MAX_RESET_S = 3600.0
@@ -32,6 +32,32 @@ class HostFacts:
     reset_after_s: float | None = None
     policy: tuple[int, float] | None = None
     retry_after_s: float | None = None
+
+    def to_wire(self) -> list[Any]:
+        """Return a msgpack-able form, for the way between processes."""
+        return [
+            self.limit,
+            self.remaining,
+            self.reset_at,
+            self.reset_after_s,
+            list(self.policy) if self.policy else None,
+            self.retry_after_s,
+        ]
+
+    @classmethod
+    def from_wire(cls, wire: list[Any] | None) -> HostFacts:
+        """Return what `to_wire` made the list from; None means no facts."""
+        if wire is None:
+            return NO_FACTS
+        limit, remaining, reset_at, reset_after_s, policy, retry_after_s = wire
+        return cls(
+            limit=limit,
+            remaining=remaining,
+            reset_at=reset_at,
+            reset_after_s=reset_after_s,
+            policy=(policy[0], policy[1]) if policy else None,
+            retry_after_s=retry_after_s,
+        )
 
 
 NO_FACTS = HostFacts()
