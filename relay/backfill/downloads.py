@@ -11,7 +11,7 @@ from collections.abc import Callable
 from relay.backfill.messages import FetchRepo
 from relay.backfill.work import Stage, Work
 from relay.ipc.arena import SlotAccount
-from relay.net.hosts import HostTable
+from relay.net.gate import HostGate
 
 
 class Downloads:
@@ -19,7 +19,7 @@ class Downloads:
 
     def __init__(
         self,
-        hosts: HostTable,
+        hosts: HostGate,
         slots: SlotAccount,
         send: Callable[[FetchRepo], int | None],
         *,
@@ -46,6 +46,12 @@ class Downloads:
         self.queued = 0
         return left
 
+    def release_host(self, host: str) -> list[Work]:
+        """Return what waits for one host."""
+        left = [work for work in self._queues.pop(host, ()) if not work.over]
+        self.queued = sum(len(queue) for queue in self._queues.values())
+        return left
+
     def pump(self, now: float) -> float | None:
         """Start what may start at `now` (monotonic); return when a host that waits could be asked, or None."""
         soonest: float | None = None
@@ -60,10 +66,10 @@ class Downloads:
                     return soonest
                 if self.slots.in_use >= self.slots.total:
                     return soonest
-                if not self._hosts.try_start(host, now):
-                    ready = self._hosts.ready_at(host, now)
-                    if ready > now and (soonest is None or ready < soonest):
-                        soonest = ready
+                if not self._hosts.try_start(host):
+                    wait_s = self._hosts.ready_in_s(host)
+                    if wait_s > 0 and (soonest is None or now + wait_s < soonest):
+                        soonest = now + wait_s
                     break
                 if not self._start(queue.popleft(), now):
                     return soonest
@@ -80,7 +86,7 @@ class Downloads:
         seat = self._send(FetchRepo(work.number, work.did, work.host, slot))
         if seat is None:
             self.slots.free(slot)
-            self._hosts.not_started(work.host, now)
+            self._hosts.not_started(work.host)
             self.add(work)
             return False
         work.slot, work.seat, work.stage, work.started_at = slot, seat, Stage.FETCHING, now

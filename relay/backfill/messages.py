@@ -43,11 +43,11 @@ class CancelJob(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What a host's answer says about its limits; None where it said nothing. Times in seconds, `reset_at` wall time."""
+    """What a host's answer says about its limits; None where it said nothing. Times in seconds from the answer on."""
 
     limit: int | None
     remaining: int | None
-    reset_at: float | None
+    reset_after_s: float | None
     retry_after_s: float | None
 
 
@@ -84,7 +84,7 @@ class FetchFailed(NamedTuple):
     blame: str
     text: str
     account_status: str | None
-    http_status: int | None
+    outcome: str  # net.hosts.Outcome
     facts: list[Any] | None
 
 

@@ -68,6 +68,10 @@ class HostGate:
         with self._changed:
             return self._table.answered_recently(host, self._clock.monotonic())
 
+    def silent_s(self, host: str) -> float:
+        with self._changed:
+            return self._table.silent_s(host, self._clock.monotonic())
+
     def ready_in_s(self, host: str) -> float:
         """Return seconds until time alone allows a start."""
         with self._changed:

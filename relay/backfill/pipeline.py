@@ -1,0 +1,607 @@
+"""A claimed repo on its way: identity, host, download, worker, delivery, and what every failure costs.
+
+One state machine in the engine's thread: it is told what happened (rows claimed, a child's message, a child's death, a piece
+acknowledged) and decides what is next; it does no I/O by itself. What it hands out, it gets back: CAR slots, spool files, operation
+slots, claims.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from relay.backfill import messages as m
+from relay.backfill.downloads import Downloads
+from relay.backfill.resolving import ResolveQueue
+from relay.backfill.snapshots import Outlet, Snapshots, status_differs, status_is_untold
+from relay.backfill.verifying import WorkerSeats
+from relay.backfill.work import Stage, Work
+from relay.errors import Blame
+from relay.ipc.arena import Arena, SlotAccount
+from relay.model import Identity, RepoState, Source
+from relay.net.bucket import TokenBucket
+from relay.net.facts import NO_FACTS, HostFacts
+from relay.net.gate import HostGate
+from relay.net.hosts import Outcome
+from relay.observe.log import get_logger
+from relay.repos.failures import Failure, RetryPolicy, judge
+from relay.repos.keeper import Keeper
+from relay.repos.lifecycle import Event
+from relay.runtime.clock import Clock
+from relay.store.repos import RepoRow
+
+log = get_logger(__name__)
+
+RESOLVES_IN_FLIGHT = 64
+FRESHLY_RESOLVED_S = 60.0
+WORKER_BASE_S = 60.0
+WORKER_BYTES_PER_S = 1_000_000  # a worker that is slower than this hangs
+MOVED = frozenset({"repo_not_found", "deactivated", "deleted"})  # may only mean that the account lives elsewhere now
+
+
+class Children(Protocol):
+    """The children, as far as the pipeline needs them."""
+
+    def send_fetch(self, message: Any) -> int | None:
+        """Send to the least loaded fetch child; None: there is none at the moment."""
+
+    def send_worker(self, seat: int, message: Any) -> bool: ...
+
+    def kill(self, role: str, seat: int, why: str) -> None: ...
+
+
+class Totals:
+    """What was done since the start, for status and metrics."""
+
+    __slots__ = ("bytes_fetched", "cpu_s", "failures", "fetch_outcomes", "fetch_s", "inactive", "records", "resolved", "synced")
+
+    def __init__(self) -> None:
+        self.synced = self.inactive = self.records = self.bytes_fetched = self.resolved = 0
+        self.cpu_s = self.fetch_s = 0.0
+        self.failures: Counter[str] = Counter()
+        self.fetch_outcomes: Counter[str] = Counter()
+
+
+class Pipeline:
+    """See the module. `covers` is the canonical filter text; `patterns` the same as the workers get it."""
+
+    def __init__(
+        self,
+        *,
+        keeper: Keeper,
+        outlet: Outlet,
+        children: Children,
+        hosts: HostGate,
+        directory: TokenBucket,
+        cars: Arena,
+        operations: Arena,
+        worker_seats: int,
+        clock: Clock,
+        patterns: tuple[str, ...],
+        policy: RetryPolicy,
+        parallel: int,
+        fresh_identity_s: float,
+        fetch_timeout_s: float,
+        verify_signatures: bool,
+        copied: Callable[[int, int], None],
+    ) -> None:
+        self._keeper, self._children, self._hosts, self._clock = keeper, children, hosts, clock
+        self._patterns, self._policy = list(patterns), policy
+        self._fresh_identity_s, self._fetch_timeout_s = fresh_identity_s, fetch_timeout_s
+        self._verify_signatures = verify_signatures
+        self.totals = Totals()
+        self.works: dict[int, Work] = {}
+        self.last_failures: deque[tuple[float, str, str, str]] = deque(maxlen=20)  # time, did, reason, text
+        self._next_number = 1
+        self._resolving = 0
+        self._accepting = True
+        self.resolves = ResolveQueue(children.send_fetch, directory, in_flight=RESOLVES_IN_FLIGHT)
+        self.downloads = Downloads(hosts, SlotAccount(range(cars.slots)), children.send_fetch, parallel=parallel)
+        self.seats = WorkerSeats(worker_seats, operations.slots // worker_seats, children.send_worker)
+        self.snapshots = Snapshots(
+            keeper,
+            outlet,
+            self.seats,
+            operations,
+            clock,
+            covers=",".join(patterns),
+            max_retries=policy.max_retries,
+            copied=copied,
+            give_up=self._fail,
+            finished=self._finished,
+        )
+
+    # --- what comes in ---------------------------------------------------------------------------------------------------
+
+    def claimed(self, rows: Iterable[RepoRow], identities: Mapping[str, Identity]) -> None:
+        """Take rows that were just stored as active, with what is known of their identities."""
+        now = self._clock.now()
+        for row in self._keeper.claimed(rows):
+            work = Work(number=self._next_number, row=row, claimed_at=self._clock.monotonic())
+            self._next_number += 1
+            self.works[work.number] = work
+            identity = identities.get(row.did)
+            if not self._accepting:
+                self._release(work, None)
+            elif (
+                identity is None
+                or row.attempts
+                or identity.pds != row.host
+                or now - identity.resolved_at > self._fresh_identity_s
+            ):
+                # Also before every retry: a key or a PDS that changed explains many failures.
+                self._resolve(work, force=bool(row.attempts))
+            else:
+                work.identity = identity
+                self.downloads.add(work)
+
+    def discovered(self, rows: Iterable[RepoRow]) -> None:
+        """Take rows whose host is not known yet."""
+        for row in self._keeper.adopt(rows):
+            if not self._accepting:
+                self._keeper.forget(row)
+                continue
+            self.resolves.ask(row.did, force=bool(row.attempts), then=lambda answer, row=row: self._resolved_row(row, answer))
+
+    def tell_again(self, rows: Iterable[RepoRow]) -> None:
+        """Take rows with a status that was stored, and of whose telling no ingester has said a word."""
+        for row in self._keeper.adopt(rows):
+            work = Work(number=self._next_number, row=row, claimed_at=self._clock.monotonic())
+            self._next_number += 1
+            self.works[work.number] = work
+            self.snapshots.end_with_status(work)
+
+    def check(self, rows: Iterable[RepoRow]) -> None:
+        """Take rows with a check due: ask their host for the newest rev, or the status."""
+        for row in self._keeper.adopt(rows):
+            work = Work(number=self._next_number, row=row, claimed_at=self._clock.monotonic(), stage=Stage.FETCHING)
+            self._next_number += 1
+            if row.host is None or row.check_due is None or not self._accepting:
+                self._keeper.forget(row)
+                continue
+            if not self._hosts.try_start(row.host):
+                self._keeper.forget(row)  # the next look at the due checks finds it again
+                continue
+            seat = self._children.send_fetch(m.FetchCheck(work.number, row.did, row.host, row.check_due))
+            if seat is None:
+                self._hosts.not_started(row.host)
+                self._keeper.forget(row)
+                continue
+            work.seat, work.started_at = seat, self._clock.monotonic()
+            self.works[work.number] = work
+            self.downloads.running[work.number] = work
+
+    def child_said(self, role: str, seat: int, message: Any) -> None:
+        """Take a message of a fetch child or worker."""
+        match message:
+            case m.Resolved():
+                self.totals.resolved += 1
+                self.resolves.answered(message, self._clock.monotonic())
+            case m.Fetched():
+                self._fetched(message)
+            case m.FetchFailed():
+                self._fetch_failed(message)
+            case m.Checked():
+                self._checked(message)
+            case m.Verified():
+                if (work := self._of(message.job)) is not None:
+                    self.snapshots.verified(work, message)
+            case m.OperationsReady():
+                if (work := self._of(message.job)) is not None:
+                    self.snapshots.operations_ready(work, seat, message)
+                elif message.slot >= 0:
+                    self.seats.filled(seat, message.slot)
+                    self.seats.copied(seat, message.slot)
+            case m.VerifyFailed():
+                if (work := self._of(message.job)) is not None:
+                    work.failure = Failure(reason=message.reason, blame=_blame_of_car(message.reason), text=message.text)
+            case m.JobDone():
+                self._job_done(message)
+            case _:
+                raise AssertionError(f"{role}/{seat} sent {message!r}")
+
+    def child_started(self, role: str, seat: int) -> None:
+        if role == "worker":
+            self.seats.started(seat)
+
+    def child_died(self, role: str, seat: int, why: str) -> None:
+        """A child is gone: what was in its hands failed, what only waited for it goes to another."""
+        if role == "worker":
+            in_hand, waiting = self.seats.died(seat)
+            for work in waiting:
+                work.seat = None
+                if not work.over:
+                    work.stage = Stage.FETCHED
+                    self.seats.queue.appendleft(work)
+                else:
+                    self._give_back(work)
+            if in_hand is not None:
+                in_hand.produced = True
+                if not in_hand.over:
+                    text = f"{in_hand.did}: its worker ended ({why}) while it verified the CAR of {in_hand.size:,} bytes"
+                    self._fail(in_hand, Failure(reason="worker_died", blame=Blame.REPO, text=text))
+                self._give_back(in_hand)
+            return
+        self.resolves.child_died(seat)
+        for work in self.downloads.of_seat(seat):
+            self.downloads.ended(work)
+            self._hosts.not_started(work.host)
+            failure = Failure(reason="fetcher_died", blame=Blame.US, text=f"{work.did}: its fetch process ended ({why})")
+            if work.row.state is RepoState.ACTIVE:
+                self._fail(work, failure)
+                self._give_back(work)
+            else:
+                self._end_check(work)
+
+    def pump(self) -> float | None:
+        """Do what can be done now; return monotonic seconds at which more can be done without being told, or None."""
+        now = self._clock.monotonic()
+        self.seats.pump(now, self._verify_message)
+        soon = [self.resolves.pump(now), self.downloads.pump(now)]
+        self.snapshots.pump()
+        self.seats.flush()
+        times = [at for at in soon if at is not None]
+        return min(times) if times else None
+
+    def look_for_stuck_children(self) -> None:
+        """A job that takes longer than any job may: its child hangs and is killed, and its death is handled as any other."""
+        now = self._clock.monotonic()
+        for seat in self.seats.overdue(now, lambda work: WORKER_BASE_S + work.size / WORKER_BYTES_PER_S):
+            self._children.kill("worker", seat, "a job took too long")
+        for work in list(self.downloads.running.values()):
+            if now - work.started_at > self._fetch_timeout_s + WORKER_BASE_S and work.seat is not None:
+                self._children.kill("fetch", work.seat, "a download took too long")
+                return
+
+    # --- stopping -------------------------------------------------------------------------------------------------------
+
+    def stop_accepting(self) -> None:
+        """Give back what has not been verified; what is being delivered may end by itself."""
+        self._accepting = False
+        self.downloads.release_all()
+        for work in list(self.works.values()):
+            if work.over or work.stage in (Stage.VERIFYING, Stage.DELIVERING, Stage.ENDING):
+                continue
+            if work.row.state is RepoState.ACTIVE:
+                self._release(work, None)
+            if work.stage is not Stage.FETCHING:
+                self._give_back(work)
+
+    @property
+    def resolves_of_claimed(self) -> int:
+        """Claimed works that wait for their identity."""
+        return self._resolving
+
+    def give_up_host(self, host: str) -> None:
+        """End the works that only wait for this host, which answers nobody."""
+        for work in self.downloads.release_host(host):
+            text = f"{work.did}: {host} has not answered anybody for {self._hosts.silent_s(host):.0f} s"
+            self._fail(work, Failure(reason="host_down", blame=Blame.HOST, text=text))
+
+    @property
+    def in_work(self) -> int:
+        return len(self.works)
+
+    @property
+    def in_delivery(self) -> int:
+        """Works that end by themselves when the ingesters answer."""
+        return sum(1 for w in self.works.values() if w.stage in (Stage.VERIFYING, Stage.DELIVERING, Stage.ENDING))
+
+    # --- identity -------------------------------------------------------------------------------------------------------
+
+    def _resolve(self, work: Work, *, force: bool) -> None:
+        work.stage = Stage.RESOLVING
+        self._resolving += 1
+        self.resolves.ask(work.did, force=force, then=lambda answer: self._resolved_work(work, answer))
+
+    def _resolved_row(self, row: RepoRow, answer: m.Resolved) -> None:
+        """The first resolution of a discovered repo."""
+        if row.did not in self._keeper.rows:
+            return
+        now = self._clock.now()
+        identity = _identity(answer)
+        if identity is not None and identity.pds and identity.signing_key:
+            row.host, row.next_attempt_at, row.attempts = identity.pds, now, 0
+            self._keeper.apply(row, Event.RESOLVED)
+            self._keeper.store(row, identity=identity, then=lambda _state: self._keeper.forget(row))
+            return
+        if answer.reason == "did_tombstoned":
+            work = Work(number=self._next_number, row=row, claimed_at=self._clock.monotonic())
+            self._next_number += 1
+            self.works[work.number] = work
+            self._not_active(work, "deleted", answer.text or "")
+            return
+        verdict = judge(
+            _identity_failure(row.did, answer), attempts=row.attempts, host_answers=True, host_silent_s=0.0,
+            policy=self._policy, now=now,
+        )  # fmt: skip
+        self._note_failure(row.did, verdict.reason, answer.text or "")
+        row.attempts, row.next_attempt_at = verdict.attempts, verdict.next_attempt_at
+        self._keeper.apply(row, verdict.event, verdict.reason, answer.text)
+        self._keeper.store(row, identity=identity, then=lambda _state: self._keeper.forget(row))
+
+    def _resolved_work(self, work: Work, answer: m.Resolved) -> None:
+        self._resolving -= 1
+        if work.over:
+            return self._give_back(work)
+        identity = _identity(answer)
+        suspected, work.suspected = work.suspected, None
+        if answer.reason == "did_tombstoned":
+            return self._not_active(work, "deleted", answer.text or "")
+        if identity is None or not identity.pds or not identity.signing_key:
+            if answer.reason == "directory_away" and suspected is not None:
+                return self._fail(work, suspected)
+            return self._fail(work, _identity_failure(work.did, answer))
+        before, work.identity, work.identity_is_new = work.identity, identity, True
+        if identity.pds != work.row.host:
+            # Another host has other limits: the repo waits there for its turn.
+            log.info("repo_moved", did=work.did, host=work.host, to=identity.pds)
+            work.row.host = identity.pds
+            return self._release(work, identity)
+        if suspected is not None and (before is None or before.signing_key == identity.signing_key):
+            return self._fail(work, suspected)
+        self.downloads.add(work)
+        return None
+
+    # --- download ---------------------------------------------------------------------------------------------------------
+
+    def _fetched(self, message: m.Fetched) -> None:
+        work = self._ended_download(message.job, message.facts, Outcome.SUCCESS)
+        if work is None:
+            if message.spool is not None:
+                Path(message.spool).unlink(missing_ok=True)
+            return
+        self.totals.bytes_fetched += message.size
+        self.totals.fetch_s += message.took_s
+        self.totals.fetch_outcomes["ok"] += 1
+        work.size, work.spool = message.size, message.spool
+        if work.over:
+            return self._give_back(work)
+        work.fetched_at_us = int(self._clock.now() * 1e6)
+        work.stage = Stage.FETCHED
+        self.seats.queue.append(work)
+        return None
+
+    def _fetch_failed(self, message: m.FetchFailed) -> None:
+        work = self._ended_download(message.job, message.facts, Outcome(message.outcome))
+        if work is None:
+            return
+        self.totals.fetch_outcomes[message.reason] += 1
+        if work.row.state is not RepoState.ACTIVE:
+            return self._check_failed(work, message)
+        if work.over:
+            return self._give_back(work)
+        retry_after = message.facts[3] if message.facts else None
+        failure = Failure(
+            reason=message.reason, blame=Blame(message.blame), text=message.text, retry_after_s=retry_after
+        )
+        self._free_car(work)
+        if message.reason in MOVED and not self._identity_is_fresh(work):
+            work.suspected = failure
+            return self._resolve(work, force=True)
+        if message.account_status is not None:
+            return self._not_active(work, message.account_status, message.text)
+        if message.reason == "repo_not_found":
+            # Its own document names this host, and the host does not have it: the account was deleted there.
+            return self._not_active(work, "deleted", message.text)
+        return self._fail(work, failure)
+
+    def _ended_download(self, job: int, facts: list[Any] | None, outcome: Outcome) -> Work | None:
+        work = self.works.get(job)
+        if work is None:
+            return None
+        self.downloads.ended(work)
+        self._hosts.finished(work.host, outcome, _facts(facts))
+        return work
+
+    # --- worker -------------------------------------------------------------------------------------------------------------
+
+    def _verify_message(self, work: Work) -> m.VerifyRepo:
+        row, identity = work.row, work.identity
+        assert identity is not None
+        return m.VerifyRepo(
+            job=work.number,
+            did=work.did,
+            slot=-1 if work.slot is None else work.slot,
+            spool=work.spool,
+            size=work.size,
+            key=identity.signing_key if self._verify_signatures else None,
+            patterns=self._patterns,
+            source=int(Source.RESYNC if row.touched else Source.BACKFILL),
+            time_us=work.fetched_at_us,
+            active=True,
+            status="",
+            handle=identity.handle,
+            pds=identity.pds,
+            touched=row.touched,
+        )
+
+    def _job_done(self, message: m.JobDone) -> None:
+        work = self.works.get(message.job)
+        if work is None:
+            return
+        self.totals.cpu_s += message.cpu_s
+        self.seats.done(work, self._clock.monotonic())
+        self._free_car(work)
+        if work.over:
+            if work.stage is not Stage.ENDING:
+                self._give_back(work)
+            return
+        if work.failure is None:
+            if work.stage is Stage.VERIFYING:
+                work.stage = Stage.DELIVERING
+            self.snapshots.job_done(work, message)
+            return
+        failure, work.failure = work.failure, None
+        if failure.reason == "bad_signature" and not self._identity_is_fresh(work):
+            work.suspected = failure
+            self._resolve(work, force=True)
+            return
+        self._fail(work, failure)
+
+    # --- endings ----------------------------------------------------------------------------------------------------------
+
+    def _fail(self, work: Work, failure: Failure) -> None:
+        """An attempt came to nothing: who pays, and when is the next one?"""
+        if work.over:
+            return
+        now, row = self._clock.now(), work.row
+        verdict = judge(
+            failure,
+            attempts=row.attempts,
+            host_answers=self._hosts.answered_recently(work.host),
+            host_silent_s=self._hosts.silent_s(work.host),
+            policy=self._policy,
+            now=now,
+        )
+        self._note_failure(work.did, verdict.reason, failure.text)
+        log.info(
+            "repo_attempt_failed", did=work.did, host=work.host, reason=verdict.reason, attempts=verdict.attempts,
+            outcome=verdict.event.value, error=failure.text,
+        )  # fmt: skip
+        row.attempts, row.next_attempt_at = verdict.attempts, verdict.next_attempt_at
+        self._end(work, verdict.event, verdict.reason, failure.text, work.identity)
+
+    def _not_active(self, work: Work, status: str, text: str) -> None:
+        """Its host says that the account is not active: no failure; told to the ingesters when it differs."""
+        row = work.row
+        self._keeper.apply(row, Event.NOT_ACTIVE, status, text)
+        row.attempts, row.check_due = 0, None
+        self.totals.inactive += 1
+        if status_differs(row, active=False, status=status):
+            self.snapshots.set_status_to_tell(row, active=False, status=status)
+        self._free_car(work)
+        self.snapshots.end_with_status(work)
+
+    def _release(self, work: Work, identity: Identity | None) -> None:
+        """Not its fault: pending again, as it was."""
+        self._end(work, Event.RELEASED, work.row.reason, None, identity)
+
+    def _end(self, work: Work, event: Event, reason: str | None, text: str | None, identity: Identity | None) -> None:
+        self.snapshots.abandon(work)
+        in_worker = work.stage is Stage.VERIFYING and not work.produced
+        if in_worker:
+            self.seats.cancel(work)
+        work.over = True
+        self._keeper.apply(work.row, event, reason, text)
+        row = work.row
+        self._keeper.store(
+            row,
+            identity=identity if work.identity_is_new else None,
+            dead=work.dead,
+            then=lambda _state: self._keeper.forget(row),
+        )
+        if not in_worker and work.stage is not Stage.FETCHING:
+            self._give_back(work)
+
+    def _finished(self, work: Work) -> None:
+        """Its last state is stored."""
+        if work.row.state is RepoState.SYNCED:
+            self.totals.synced += 1
+            self.totals.records += work.verified.records if work.verified is not None else 0
+            log.debug("repo_synced", did=work.did, host=work.host, rev=work.row.rev, records=work.row.records)
+        self._keeper.forget(work.row)
+        self._give_back(work)
+
+    def _give_back(self, work: Work) -> None:
+        self._free_car(work)
+        self.works.pop(work.number, None)
+
+    def _free_car(self, work: Work) -> None:
+        if work.slot is not None:
+            self.downloads.slots.free(work.slot)
+            work.slot = None
+        if work.spool is not None:
+            Path(work.spool).unlink(missing_ok=True)
+            work.spool = None
+
+    # --- checks -----------------------------------------------------------------------------------------------------------
+
+    def _checked(self, message: m.Checked) -> None:
+        work = self._ended_download(message.job, message.facts, Outcome.SUCCESS)
+        if work is None:
+            return
+        row = work.row
+        if row.check_due == "status" and message.active is False:
+            return self._not_active(work, message.status or "deactivated", "")
+        if row.state is RepoState.INACTIVE:
+            row.next_attempt_at = self._clock.now()
+            self._keeper.apply(row, Event.ACTIVE_AGAIN)
+        elif message.rev is not None and message.rev > (row.rev or ""):
+            row.rev_heard = max(row.rev_heard or "", message.rev)
+            row.next_attempt_at = self._clock.now()
+            self._keeper.apply(row, Event.OUTDATED, "newer_rev")
+        row.check_due = None
+        self._end_check(work)
+        return None
+
+    def _check_failed(self, work: Work, message: m.FetchFailed) -> None:
+        row = work.row
+        if message.account_status is not None:
+            return self._not_active(work, message.account_status, message.text)
+        if message.reason == "repo_not_found":
+            # Perhaps it moved: the fetch path finds out, with a fresh identity.
+            row.check_due, row.next_attempt_at = None, self._clock.now()
+            event = Event.ACTIVE_AGAIN if row.state is RepoState.INACTIVE else Event.OUTDATED
+            self._keeper.apply(row, event, "repo_not_found", message.text)
+        self._end_check(work)
+        return None
+
+    def _end_check(self, work: Work) -> None:
+        work.over = True
+        row = work.row
+        self._keeper.store(row, then=lambda _state: self._keeper.forget(row))
+        self._give_back(work)
+
+    # --- small --------------------------------------------------------------------------------------------------------------
+
+    def _of(self, job: int) -> Work | None:
+        work = self.works.get(job)
+        return None if work is None or work.over else work
+
+    def _identity_is_fresh(self, work: Work) -> bool:
+        if work.identity_is_new or work.identity is None:
+            return work.identity_is_new
+        return self._clock.now() - work.identity.resolved_at < FRESHLY_RESOLVED_S
+
+    def _note_failure(self, did: str, reason: str, text: str) -> None:
+        self.totals.failures[reason] += 1
+        self.last_failures.append((self._clock.now(), did, reason, text))
+
+
+def _identity(answer: m.Resolved) -> Identity | None:
+    if answer.reason is not None:
+        return None
+    return Identity(
+        did=answer.did,
+        signing_key=answer.signing_key,
+        pds=answer.pds,
+        handle=answer.handle,
+        resolved_at=answer.resolved_at,
+    )
+
+
+def _identity_failure(did: str, answer: m.Resolved) -> Failure:
+    if answer.reason is not None:
+        blame = Blame(answer.blame) if answer.blame is not None else Blame.REPO
+        if answer.reason == "directory_away":
+            blame = Blame.US  # whoever is silent, it is not this repo
+        return Failure(reason=answer.reason, blame=blame, text=answer.text or "", retry_after_s=answer.retry_after_s)
+    missing = "PDS" if not answer.pds else "signing key"
+    return Failure(reason="no_pds" if not answer.pds else "no_key", blame=Blame.REPO, text=f"{did}: no {missing} in its document")
+
+
+def _facts(wire: list[Any] | None) -> HostFacts:
+    if wire is None:
+        return NO_FACTS
+    limit, remaining, reset_after_s, retry_after_s = wire
+    return HostFacts(limit=limit, remaining=remaining, reset_after_s=reset_after_s, retry_after_s=retry_after_s)
+
+
+def _blame_of_car(reason: str) -> Blame:
+    return Blame.US if reason in ("out_of_memory", "spool_unreadable") else Blame.REPO
+
+
+__all__ = ["Children", "Pipeline", "Totals", "status_is_untold"]
