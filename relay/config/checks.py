@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
+from relay.atproto.errors import AtprotoError
+from relay.atproto.nsid_filter import NsidFilter
 from relay.config.addresses import format_host_port, http_form, http_url, parse_host_port, ws_form
 from relay.config.keys import KEYS
 from relay.config.values import show_value
@@ -28,7 +30,7 @@ def normalise(values: MutableMapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, form in forms:
         try:
             values[name] = form(values[name])
-        except ValueError as exc:
+        except (ValueError, AtprotoError) as exc:
             shown = show_value(KEYS[name], values[name])
             values[name] = KEYS[name].default
             yield name, f"{shown}: {exc}"
@@ -64,14 +66,17 @@ def check_settings(values: MutableMapping[str, Any]) -> Iterator[tuple[str, str]
 
 
 def _patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(sorted(set(patterns)))
+    parsed = NsidFilter.parse(patterns)
+    if parsed.is_nothing:
+        raise ValueError("wants no collection at all")
+    return parsed.patterns
 
 
 def _collections(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         if name.endswith((".", "*")):
             raise ValueError(f"{name} is a prefix; collections are listed by whole NSIDs")
-    return tuple(dict.fromkeys(names))
+    return _patterns(names)
 
 
 def _ingesters(addresses: tuple[str, ...]) -> tuple[str, ...]:

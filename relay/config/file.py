@@ -65,7 +65,7 @@ class _Reader:
     def __init__(self, file: str) -> None:
         self.file = file
         self.values: dict[str, FileValue] = {}
-        self.mistakes: list[MistakeParts] = []
+        self.mistakes: list[tuple[int, str, str]] = []
 
     def read(self, root: yaml.Node | None) -> tuple[dict[str, FileValue], list[MistakeParts]]:
         if root is not None and not _is_null(root):
@@ -74,7 +74,7 @@ class _Reader:
                     self._read_section(name, node)
                 elif name in KEYS:
                     self.values[name] = FileValue(node=node, place=self._place(node))
-        return self.values, self.mistakes
+        return self.values, [(f"{self.file}:{line}", key, text) for line, key, text in sorted(self.mistakes)]
 
     def _read_section(self, section: str, node: yaml.Node) -> None:
         if _is_null(node):
@@ -104,7 +104,7 @@ class _Reader:
         return f"{self.file}:{node.start_mark.line + 1}"
 
     def _mistake(self, node: yaml.Node, key: str, text: str) -> None:
-        self.mistakes.append((self._place(node), key, text))
+        self.mistakes.append((node.start_mark.line + 1, key, text))
 
 
 def _no_such_key(prefix: str, name: str) -> str:

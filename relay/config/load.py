@@ -186,8 +186,8 @@ def _fill_in_folders(
     values: dict[str, Any], origins: dict[str, str], environ: Mapping[str, str], is_root: bool, mistakes: list[Mistake]
 ) -> None:
     """Choose the data folder and the database's where nobody did, and make both absolute."""
-    if not (values["relay.data_dir"] or values["database.path"] or is_root):
-        values["relay.data_dir"] = "~/.local/share/tradr-relay"
+    if not (values["relay.data_dir"] or values["database.path"]):
+        values["relay.data_dir"] = "/var/lib/tradr-relay" if is_root else "~/.local/share/tradr-relay"
         origins["relay.data_dir"] = DEFAULT_PLACE
     for name, key in KEYS.items():
         if key.is_path and values[name].startswith("~"):
@@ -198,11 +198,9 @@ def _fill_in_folders(
                 )
     if values["relay.data_dir"]:
         values["relay.data_dir"] = os.path.abspath(values["relay.data_dir"])
-    elif values["database.path"]:
+    else:
         values["relay.data_dir"] = os.path.dirname(os.path.abspath(values["database.path"]))
         origins["relay.data_dir"] = f"{DEFAULT_PLACE} (the parent of database.path)"
-    else:
-        values["relay.data_dir"] = "/var/lib/tradr-relay"
     if values["database.path"]:
         values["database.path"] = os.path.abspath(values["database.path"])
     else:
