@@ -1,0 +1,25 @@
+-- add_many(rows)      called in the checkpoint's transaction (execute_values)
+INSERT INTO dead_letter (at, did, collection, rkey, cid, rev, type, source, reason, message, ingester, attempts, size, operation)
+VALUES %s;
+
+-- list_page(before, did, reason, limit) -> all columns but operation      called by `deadletter list`, newest first; primary key
+SELECT id, extract(epoch FROM at)::float8, did, collection, rkey, cid, rev, type, source, reason, message, ingester, attempts, size
+FROM dead_letter
+WHERE id < %(before)s AND (%(did)s IS NULL OR did = %(did)s) AND (%(reason)s IS NULL OR reason = %(reason)s)
+ORDER BY id DESC LIMIT %(limit)s;
+
+-- list_page_of_did(before, did, limit) -> all columns but operation      the same for one DID; index dead_letter_did
+SELECT id, extract(epoch FROM at)::float8, did, collection, rkey, cid, rev, type, source, reason, message, ingester, attempts, size
+FROM dead_letter
+WHERE did = %(did)s AND id < %(before)s AND (%(reason)s IS NULL OR reason = %(reason)s)
+ORDER BY id DESC LIMIT %(limit)s;
+
+-- get(ids) -> all columns      called by `deadletter show|requeue`; primary key
+SELECT id, extract(epoch FROM at)::float8, did, collection, rkey, cid, rev, type, source, reason, message, ingester, attempts, size, operation
+FROM dead_letter WHERE id = ANY(%(ids)s) ORDER BY id;
+
+-- delete(ids)      called by `deadletter discard`, and by requeue when it is acknowledged; primary key
+DELETE FROM dead_letter WHERE id = ANY(%(ids)s);
+
+-- count() -> reason, count      called by status; a scan
+SELECT reason, count(*) FROM dead_letter GROUP BY reason ORDER BY reason;

@@ -1,0 +1,48 @@
+-- read() -> owner, epoch, lease_until, renewed_at, upstream, cursor, cursor_time_us      called by status, and by tail at start
+SELECT owner, epoch, extract(epoch FROM lease_until)::float8, extract(epoch FROM renewed_at)::float8, upstream, cursor, cursor_time_us
+FROM partition WHERE id = 0;
+
+-- store_cursor(upstream, cursor, cursor_time_us)      called in the checkpoint's transaction, which has checked the epoch
+UPDATE partition SET upstream = %(upstream)s, cursor = %(cursor)s, cursor_time_us = %(cursor_time_us)s WHERE id = 0;
+
+-- store_first_cursor(upstream, cursor, cursor_time_us)      called by backfill before it enumerates; changes nothing where there is one
+UPDATE partition SET upstream = %(upstream)s, cursor = %(cursor)s, cursor_time_us = %(cursor_time_us)s
+WHERE id = 0 AND (cursor IS NULL OR upstream IS DISTINCT FROM %(upstream)s);
+
+-- try_lock() -> bool      called by cluster.leases: who has this session lock may take the lease; it ends with the session
+SELECT pg_try_advisory_lock(7236283511);
+
+-- unlock()      called by cluster.leases, when it gives the lock back without the session's end
+SELECT pg_advisory_unlock(7236283511);
+
+-- take(owner, seconds) -> epoch      called by cluster.leases with the lock in hand; waits for the transactions of the old epoch
+UPDATE partition
+SET owner = %(owner)s, epoch = epoch + 1, renewed_at = clock_timestamp(),
+    lease_until = clock_timestamp() + make_interval(secs => %(seconds)s)
+WHERE id = 0
+RETURNING epoch;
+
+-- renew(epoch, seconds)      called by cluster.leases every few seconds; no row: another instance has taken over
+UPDATE partition
+SET renewed_at = clock_timestamp(), lease_until = clock_timestamp() + make_interval(secs => %(seconds)s)
+WHERE id = 0 AND epoch = %(epoch)s;
+
+-- give_up(epoch)      called by cluster.leases at the end
+UPDATE partition SET owner = NULL, lease_until = NULL WHERE id = 0 AND epoch = %(epoch)s;
+
+-- holder() -> owner, epoch, is_expired, restarted_since, seconds since the renewal      called by cluster.leases while it waits
+-- restarted_since: the server started after the last renewal, so the holder's session is gone although the holder may live.
+SELECT owner, epoch, coalesce(lease_until <= clock_timestamp(), true),
+       coalesce(pg_postmaster_start_time() > renewed_at, false),
+       coalesce(extract(epoch FROM clock_timestamp() - renewed_at), 0)::float8
+FROM partition WHERE id = 0;
+
+-- end_holder() -> count      called by cluster.leases when the lease has run out and its session is silent
+SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_locks
+WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND ((classid::bigint << 32) | objid::bigint) = 7236283511 AND granted AND pid <> pg_backend_pid();
+
+-- end_fenced_transactions() -> count      called by cluster.leases, with the lock, when transactions of the old epoch keep `take` waiting
+SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_locks
+WHERE locktype = 'relation' AND relation = 'partition'::regclass AND mode = 'RowShareLock' AND granted
+  AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND pid <> pg_backend_pid();
