@@ -72,6 +72,11 @@ class HostGate:
         with self._changed:
             return self._table.silent_s(host, self._clock.monotonic())
 
+    def silent_s(self, host: str) -> float:
+        """Return for how long the host has only failed (`HostTable.silent_s`)."""
+        with self._changed:
+            return self._table.silent_s(host, self._clock.monotonic())
+
     def ready_in_s(self, host: str) -> float:
         """Return seconds until time alone allows a start."""
         with self._changed:
