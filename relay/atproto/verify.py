@@ -1,0 +1,174 @@
+"""The front door: a CAR that somebody sent, and what of it is proved to be the account's.
+
+`verify_repo` checks in this order: header, framing and hashes, the commit and whose it is, its signature, and only then the
+tree and the records. Nothing comes out of a CAR that fails any of it. Source: PROTOCOL 2, 4, 10.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from relay.atproto.car import Blocks, MappedBlocks, StatedBlocks, digest_text, hash_blocks, read_header
+from relay.atproto.cid import cid_text
+from relay.atproto.commit import Commit, parse_commit
+from relay.atproto.errors import BadSignature, MissingBlock, WrongDid
+from relay.atproto.keys import PublicKey
+from relay.atproto.limits import DEFAULT_LIMITS, Limits
+from relay.atproto.mst import Run, Tally, walk_runs
+from relay.atproto.nsid_filter import NsidFilter
+
+# Above this a CAR is not copied: its blocks are looked up in place, in a mapped file.
+COPY_BYTES: Final = 32 << 20
+
+
+class RecordBatch(NamedTuple):
+    """Records of one collection in key order, by columns: record key, SHA-256 of its dag-cbor CID, DAG-CBOR bytes."""
+
+    collection: str
+    rkeys: list[bytes]
+    digests: list[bytes]
+    blocks: list[bytes]
+
+
+class _PackedRun(NamedTuple):
+    """A run of a large repo without an object for each record: 70 bytes a record instead of 250."""
+
+    collection: str
+    rkeys: bytes  # joined by "/", which no record key has
+    digests: bytes
+    places: array[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedRepo:
+    """What a CAR proves. `data` and `commit_cid` are CIDs of 36 bytes.
+
+    `records_total`: entries of the whole tree; None when the filter made the walk leave something out. `wanted`: records that
+    `batches` gives. `foreign`: wanted records, as (key, CID), whose CID is not dag-cbor and SHA-256, so that nothing can prove
+    them. `batches()` may be called any number of times, as long as the CAR's buffer stands.
+    """
+
+    did: str
+    rev: str
+    data: bytes
+    commit_cid: bytes
+    records_total: int | None
+    wanted: int
+    foreign: tuple[tuple[bytes, bytes], ...]
+    _batches: Sequence[RecordBatch | _PackedRun]
+    _read: Callable[[int], bytes] | None
+
+    def batches(self) -> Iterator[RecordBatch]:
+        """Yield the wanted records in key order, each batch of one collection and of some thousand records at most."""
+        for batch in self._batches:
+            if isinstance(batch, RecordBatch):
+                yield batch
+                continue
+            assert self._read is not None
+            yield RecordBatch(
+                batch.collection,
+                batch.rkeys.split(b"/"),
+                [batch.digests[at : at + 32] for at in range(0, len(batch.digests), 32)],
+                list(map(self._read, batch.places)),
+            )
+
+    def records_over(self, size: int) -> Iterator[tuple[str, str, str, bytes]]:
+        """Yield (collection, rkey, CID as text, DAG-CBOR) of the wanted records larger than `size` bytes."""
+        for batch in self._batches:
+            if isinstance(batch, RecordBatch):
+                if max(map(len, batch.blocks)) > size:
+                    for rkey, digest, block in zip(batch.rkeys, batch.digests, batch.blocks, strict=True):
+                        if len(block) > size:
+                            yield batch.collection, rkey.decode(), digest_text(digest), block
+                continue
+            assert self._read is not None
+            for count, place in enumerate(batch.places):
+                if MappedBlocks.size(place) > size:
+                    rkey = batch.rkeys.split(b"/")[count]
+                    digest = batch.digests[32 * count : 32 * count + 32]
+                    yield batch.collection, rkey.decode(), digest_text(digest), self._read(place)
+
+
+def verify_repo(
+    car: bytes | memoryview,
+    *,
+    did: str,
+    key: PublicKey | None,
+    wanted: NsidFilter,
+    limits: Limits = DEFAULT_LIMITS,
+    forget: Callable[[], None] | None = None,
+) -> VerifiedRepo:
+    """Return what `car` (a CARv1, the whole answer to getRepo) proves about `did`'s records that `wanted` wants.
+
+    `key`: the account's signing key; None: the signature is not checked. The tree is checked in full, or as far as it was
+    read: with a filter, subtrees without a wanted key are left out. Every wanted record is there, with the hash that the
+    tree says. Large input (over COPY_BYTES) is read in place; `forget` is called each time some 32 MiB of it were read.
+
+    Raises InvalidCar, MissingBlock (the node or record at `.at`), LimitExceeded, InvalidCommit, OldCommitVersion, WrongDid,
+    BadSignature, InvalidMst, InvalidCbor.
+    """
+    header = read_header(car, limits=limits)
+    commit_cid = header.commit_cid
+    ranges = None if wanted.is_everything else wanted.ranges()
+    mapped: MappedBlocks | None = None
+    blocks: Blocks
+    if len(car) > COPY_BYTES:
+        blocks = mapped = MappedBlocks(memoryview(car), header.size, limits=limits, forget=forget)
+    elif ranges is None:
+        blocks = hash_blocks(bytes(car), header.size, limits=limits)
+    else:
+        blocks = StatedBlocks(bytes(car), header.size, limits=limits)
+    commit = _read_commit(blocks, commit_cid, did, key, limits)
+    tally = Tally()
+    runs = walk_runs(commit.data, blocks, tally, limits=limits, ranges=ranges)
+    batches = [_pack(run, mapped) if mapped is not None else _resolve(run, blocks) for run in runs]
+    return VerifiedRepo(
+        did=did,
+        rev=commit.rev,
+        data=commit.data,
+        commit_cid=commit_cid,
+        records_total=None if tally.pruned else tally.entries,
+        wanted=sum(len(batch.digests) for batch in batches)
+        if mapped is None
+        else sum(len(batch.digests) // 32 for batch in batches),
+        foreign=tuple(tally.foreign),
+        _batches=batches,
+        _read=None if mapped is None else mapped.read,
+    )
+
+
+def _read_commit(blocks: Blocks, cid: bytes, did: str, key: PublicKey | None, limits: Limits) -> Commit:
+    try:
+        block = blocks[cid[4:]]
+    except KeyError:
+        raise MissingBlock("the commit is not in the CAR", at=cid_text(cid)) from None
+    commit = parse_commit(block, limits=limits)
+    if commit.did != did:
+        raise WrongDid(f"a repo of {commit.did[:100]}, not of {did}")
+    if key is not None and not key.verify(commit.unsigned, commit.sig):
+        raise BadSignature(f"the commit of {did} is not signed by {key.did_key}", at=cid_text(cid))
+    return commit
+
+
+def _resolve(run: Run, blocks: Blocks) -> RecordBatch:
+    try:
+        found = list(map(blocks.__getitem__, run.digests))
+    except KeyError as exc:
+        raise _missing_record(run, exc.args[0]) from None
+    return RecordBatch(run.collection, run.rkeys, run.digests, found)
+
+
+def _pack(run: Run, blocks: MappedBlocks) -> _PackedRun:
+    try:
+        places = array("Q", map(blocks.place, run.digests))
+    except KeyError as exc:
+        raise _missing_record(run, exc.args[0]) from None
+    return _PackedRun(run.collection, b"/".join(run.rkeys), b"".join(run.digests), places)
+
+
+def _missing_record(run: Run, digest: bytes) -> MissingBlock:
+    rkey = run.rkeys[run.digests.index(digest)].decode()
+    return MissingBlock(f"the record {run.collection}/{rkey} is not in the CAR", at=digest_text(digest))
