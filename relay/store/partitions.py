@@ -76,6 +76,11 @@ def unlock(cur: Cursor) -> None:
     cur.execute(_SQL["unlock"])
 
 
+def limit_waiting(cur: Cursor, patience_ms: int) -> None:
+    """Let locks be waited for no longer than this, in this transaction."""
+    cur.execute(_SQL["limit_waiting"], {"limit": f"{patience_ms}ms"})
+
+
 def take(cur: Cursor, owner: str, seconds: float) -> int:
     """Take the lease with a new epoch, with the session lock in hand; return the epoch. Waits for fenced transactions of the old one."""
     cur.execute(_SQL["take"], {"owner": owner, "seconds": seconds})
@@ -101,9 +106,9 @@ def holder(cur: Cursor) -> Holder:
     return Holder(owner=owner, epoch=epoch, is_expired=is_expired, restarted_since=restarted_since, silent_s=silent_s)
 
 
-def end_holder(cur: Cursor) -> int:
-    """End the session that has the lock; return how many were ended."""
-    cur.execute(_SQL["end_holder"])
+def end_holder(cur: Cursor, pid: int | None = None) -> int:
+    """End the session that has the lock (only if it is the server process `pid`); return how many were ended."""
+    cur.execute(_SQL["end_holder"], {"pid": pid})
     count: int = one(cur)[0]
     return count
 

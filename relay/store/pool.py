@@ -45,6 +45,7 @@ class Session:
         self._database = database
         self.label = label
         self._connection = database._connect(label)
+        self.backend_pid: int = self._connection.info.backend_pid  # the server's process for us
 
     @property
     def is_broken(self) -> bool:

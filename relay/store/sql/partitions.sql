@@ -15,6 +15,9 @@ SELECT pg_try_advisory_lock(7236283511);
 -- unlock()      called by cluster.leases, when it gives the lock back without the session's end
 SELECT pg_advisory_unlock(7236283511);
 
+-- limit_waiting(limit)      called before take: how long it waits for transactions of the old epoch, in this transaction only
+SELECT set_config('lock_timeout', %(limit)s, true);
+
 -- take(owner, seconds) -> epoch      called by cluster.leases with the lock in hand; waits for the transactions of the old epoch
 UPDATE partition
 SET owner = %(owner)s, epoch = epoch + 1, renewed_at = clock_timestamp(),
@@ -37,10 +40,11 @@ SELECT owner, epoch, coalesce(lease_until <= clock_timestamp(), true),
        coalesce(extract(epoch FROM clock_timestamp() - renewed_at), 0)::float8
 FROM partition WHERE id = 0;
 
--- end_holder() -> count      called by cluster.leases when the lease has run out and its session is silent
+-- end_holder(pid) -> count      called by cluster.leases when the lease has run out and its session is silent, or with our own old session
 SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_locks
 WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-  AND ((classid::bigint << 32) | objid::bigint) = 7236283511 AND granted AND pid <> pg_backend_pid();
+  AND ((classid::bigint << 32) | objid::bigint) = 7236283511 AND granted AND pid <> pg_backend_pid()
+  AND (%(pid)s IS NULL OR pid = %(pid)s);
 
 -- end_fenced_transactions() -> count      called by cluster.leases, with the lock, when transactions of the old epoch keep `take` waiting
 SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_locks
