@@ -148,6 +148,9 @@ class Pipeline:
     def tell_again(self, rows: Iterable[RepoRow]) -> None:
         """Take rows with a status that was stored, and of whose telling no ingester has said a word."""
         for row in self._keeper.adopt(rows):
+            if not status_is_untold(row):
+                self._keeper.forget(row)
+                continue
             work = Work(number=self._next_number, row=row, claimed_at=self._clock.monotonic())
             self._next_number += 1
             self.works[work.number] = work

@@ -25,9 +25,10 @@ DUE_HOSTS_EVERY_S = 1.0
 DUE_HOSTS_LIMIT = 5000
 LOOK_EVERY_S = 0.25
 RETRIES_EVERY_S = 0.5
-CHECKS_EVERY_S = 2.0
+CHECKS_EVERY_S = 1.0
 RETRIES_AT_A_TIME = 5000
-CHECKS_AT_A_TIME = 50
+CHECKS_AT_A_TIME = 200
+TELLS_AT_A_TIME = 500
 
 
 class Tasks(Protocol):
@@ -59,7 +60,7 @@ class Scheduler:
         self._due_hosts_at = 0.0
         self._asked: set[str] = set()
         self._next: dict[str, float] = {}
-        self._given_up: set[str] = set()
+        self._checked_up_to = ""
         self.paused = False
 
     @property
@@ -154,19 +155,35 @@ class Scheduler:
         self._ask("discovered", lambda cur: repos.unresolved(cur, self._clock.now(), limit), found)
 
     def _requeue_due(self) -> None:
-        def done(moved: dict[RepoState, int]) -> None:
+        def done(moved: repos.Transitions) -> None:
             if moved:
-                self._keeper.moved({(old, RepoState.PENDING): n for old, n in moved.items()}, of_batch=True)
+                self._keeper.moved(moved, of_batch=True)
                 self.something_changed()
 
         self._ask("retries", lambda cur: repos.requeue_due(cur, self._clock.now(), RETRIES_AT_A_TIME), done)
 
     def _look_for_checks(self) -> None:
-        self._ask(
-            "checks",
-            lambda cur: repos.checks_due(cur, CHECKS_AT_A_TIME),
-            lambda rows: self._pipeline.check([row for row in rows if row.did not in self._keeper.rows]),
-        )
+        after = self._checked_up_to
+
+        def found(rows: list[RepoRow]) -> None:
+            # Hosts that are not ready are passed over: the next round, from the beginning, finds their repos again.
+            self._checked_up_to = rows[-1].did if len(rows) == CHECKS_AT_A_TIME else ""
+            if self._checked_up_to:
+                self._next.pop("checks", None)
+            self._pipeline.check(rows)
+
+        self._ask("checks", lambda cur: repos.checks_due(cur, CHECKS_AT_A_TIME, after=after), found)
+
+    def look_for_tells(self) -> None:
+        """At start: statuses that were stored and never acknowledged are told again."""
+
+        def found(rows: list[RepoRow]) -> None:
+            self._pipeline.tell_again(rows)
+            if rows:
+                after = rows[-1].did
+                self._ask("tells", lambda cur: repos.tells_due(cur, TELLS_AT_A_TIME, after=after), found)
+
+        self._ask("tells", lambda cur: repos.tells_due(cur, TELLS_AT_A_TIME), found)
 
     # --- small --------------------------------------------------------------------------------------------------------------
 

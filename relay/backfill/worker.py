@@ -21,6 +21,7 @@ from relay.backfill import messages as m
 from relay.backfill.snapshot import Snapshot, SnapshotSpec, take_snapshot
 from relay.ipc.arena import Arena
 from relay.ipc.child import Pipe, prepare_child
+from relay.observe.log import configure
 from relay.model import AccountStatus, RecordEncoding, Source
 
 # The walk makes no cycles, so the collector only costs time (PERFORMANCE section 2: up to 2.8x on large repos).
@@ -36,6 +37,8 @@ class WorkerSettings:
     chunk_operations: int
     max_operation_bytes: int
     limits: Limits
+    log_level: str
+    log_format: str
 
 
 class _Stopped(Exception):
@@ -49,6 +52,7 @@ class _Cancelled(Exception):
 def worker_main(connection: Connection, cars: Arena, operations: Arena, settings: WorkerSettings) -> None:
     """Run until told to stop; the target of a child process."""
     prepare_child()
+    configure(settings.log_level, settings.log_format, fields={"role": "worker"})
     gc.disable()
     gc.freeze()
     worker = Worker(Pipe(connection), cars, operations, settings)
