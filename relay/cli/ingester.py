@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import queue
 import signal
 import sys
@@ -14,6 +15,7 @@ from types import FrameType
 from relay.cli.exits import Exit
 
 DEFAULT_LISTEN = "127.0.0.1:50052"
+SINK_VARIABLE = "INGESTER_SINK"
 STOP_WITHIN_S = 20.0
 
 
@@ -31,9 +33,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--sink",
-        required=True,
+        default=os.environ.get(SINK_VARIABLE) or None,
         metavar="URL",
-        help="postgresql://..., sqlite:///FILE, jsonl:DIR, or null: (counts, stores nothing)",
+        help="postgresql://..., sqlite:///FILE, jsonl:DIR, or null: (counts, stores nothing); without it the environment's "
+        f"{SINK_VARIABLE}, which keeps a password out of the process list",
     )
     parser.add_argument(
         "--max-message-bytes", type=int, default=64 << 20, metavar="N", help="largest batch (default %(default)s)"
@@ -44,20 +47,38 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--stop-with-stdin", action="store_true", help="stop when standard input ends, so when the parent is gone"
     )
+    parser.add_argument(
+        "--check-order",
+        action="store_true",
+        help="for testing your relay: check that it keeps the order it promises; exit code 1 when it did not",
+    )
+    parser.add_argument(
+        "--fault",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="for testing your relay: misbehave (may be repeated): reject-rate=P, reject-match=REGEX, retry-for=SECONDS, "
+        "retry-every=N, ack-delay=SECONDS, close-every=N, ack-twice=1, ack-stale=1, never-ack=1, not-serving=1, seed=N "
+        "(docs/ingester-guide.md)",
+    )
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; a second one ends at once. The address goes to stdout, everything else to stderr."""
     # Here and not at the top: the command line must not load gRPC for the other commands.
-    from relay.ingester.errors import BadSinkUrl, IngesterError
+    from relay.ingester.errors import BadFault, BadSinkUrl, IngesterError
+    from relay.ingester.faults import parse_faults
     from relay.ingester.server import IngesterServer, ServerOptions
     from relay.ingester.sinks.base import make_sink
 
     events: queue.SimpleQueue[int] = queue.SimpleQueue()
     try:
+        if args.sink is None:
+            raise BadSinkUrl(f"no sink: give --sink URL or set {SINK_VARIABLE}")
         sink = make_sink(args.sink)
-    except BadSinkUrl as exc:
+        faults = parse_faults(args.fault) if args.fault else None
+    except (BadSinkUrl, BadFault) as exc:
         print(f"ingester: {exc}", file=sys.stderr)
         return Exit.USAGE
     options = ServerOptions(
@@ -66,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
         tls_cert=args.tls_cert,
         tls_key=args.tls_key,
         tls_client_ca=args.tls_client_ca,
+        faults=faults,
+        check_order=args.check_order,
     )
     server = IngesterServer(sink, options, on_failure=lambda: events.put(0))
     _listen_to_signals(events)
@@ -87,6 +110,10 @@ def run(args: argparse.Namespace) -> int:
             f"ingester: the sink did not finish within {STOP_WITHIN_S:.0f} s; what it held is not acknowledged",
             file=sys.stderr,
         )
+        return Exit.CANNOT_GO_ON
+    violations, first = server.order_violations()
+    if violations:
+        print(f"ingester: the order was broken {violations:,} times; first: {first}", file=sys.stderr)
         return Exit.CANNOT_GO_ON
     return Exit.OK
 

@@ -89,26 +89,21 @@ class Refusal:
 class Prepared:
     """A batch as its sink wants it: `items` one for each operation that was not refused, in order.
 
-    `refusals` in rising order of index; a sink that finds out more while it stores calls `refuse_item`.
+    `refusals` in rising order of index; a sink that finds one more while it stores calls `refuse_item`.
     """
 
     operations: int
-    items: Sequence[Any] = ()
+    items: list[Any] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     size_bytes: int = 0
 
     def refuse_item(self, place: int, message: str) -> None:
-        """Refuse the operation behind `items[place]` after all; the item stays, the sink must leave it out."""
-        self.refusals.append(Refusal(index=self.index_of(place), message=message))
-        self.refusals.sort(key=lambda refusal: refusal.index)
-
-    def index_of(self, place: int) -> int:
-        """Return the place in the batch of the operation behind `items[place]`: refused ones have no item."""
-        if len(self.items) == self.operations:
-            return place
+        """Refuse the operation behind `items[place]` after all, and take the item out."""
         refused = {refusal.index for refusal in self.refusals}
         taken = [index for index in range(self.operations) if index not in refused]
-        return taken[place]
+        self.refusals.append(Refusal(index=taken[place], message=message))
+        self.refusals.sort(key=lambda refusal: refusal.index)
+        del self.items[place]
 
 
 # What a sink makes of one record: (did, collection, rkey, cid, rev, time_us, JSON text or None, DAG-CBOR or None) -> row.

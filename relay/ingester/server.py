@@ -18,7 +18,9 @@ from typing import Any
 import grpc
 
 from relay.ingester.errors import BadBatch, ListenFailed
-from relay.ingester.operations import Prepared, RefuseHook, parse_batch
+from relay.ingester.faults import FaultPlan, StreamFaults
+from relay.ingester.operations import Prepared, parse_batch
+from relay.ingester.order import OrderChecker
 from relay.ingester.sinks.base import Sink
 from relay.ingester.streams import Stream
 from relay.ingester.writer import Intake, QueuedBatch, Writer
@@ -42,6 +44,8 @@ class ServerOptions:
     tls_cert: str = ""
     tls_key: str = ""
     tls_client_ca: str = ""
+    faults: FaultPlan | None = None
+    check_order: bool = False
 
 
 class IngesterServer:
@@ -63,6 +67,10 @@ class IngesterServer:
         self._streams: set[Stream] = set()
         self._stopping = False
         self._started_at = time.monotonic()
+        self._arrived = itertools.count(1)
+        self._order_ended = 0  # violations of streams that are gone; guarded by _lock, as the two below
+        self._order_first = ""
+        self._checkers: dict[int, OrderChecker] = {}
         self._server: grpc.Server | None = None
         self._pool: ThreadPoolExecutor | None = None
         self.address = ""
@@ -196,14 +204,28 @@ class IngesterServer:
         reader.start()
         log.info("stream_opened", peer=stream.peer, stream=stream.number)
         try:
-            while (response := stream.next_response()) is not None:
-                yield response
+            yield from self._responses(stream, context)
             if problem:
                 log.warning("stream_refused", peer=stream.peer, stream=stream.number, error=problem[0])
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, problem[0])
         finally:
             self._forget(stream)
             log.info("stream_closed", peer=stream.peer, stream=stream.number)
+
+    def _responses(self, stream: Stream, context: Any) -> Iterator[pb.OperationResponse]:
+        plan = self.options.faults
+        if plan is None:
+            while (response := stream.next_response()) is not None:
+                yield response
+            return
+        faults = StreamFaults(plan, stream.number)
+        while (response := stream.next_response()) is not None:
+            if plan.ack_delay_s:
+                stream.wait_for_end(plan.ack_delay_s)
+            answer = faults.answer(response)
+            yield from answer.responses
+            if answer.cut:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "fault: close-every")
 
     def _new_stream(self, context: Any) -> Stream:
         with self._lock:
@@ -220,27 +242,56 @@ class IngesterServer:
         self._intake.wake()
         with self._lock:
             self._streams.discard(stream)
+            checker = self._checkers.pop(stream.number, None)
+            if checker is not None:
+                self._order_ended += checker.violations
+                self._order_first = self._order_first or checker.first
 
     def _read(self, stream: Stream, requests: Iterator[bytes]) -> None:
         """Take batches in until the relay ends the stream, or nothing more is taken of it."""
-        refuse = self._refuse_hook()
+        checker = self._new_checker(stream)
         for raw in requests:
-            batch_id, prepared = self._prepare(raw, refuse)
+            batch_id, prepared = self._prepare(raw, checker)
             if not stream.receive(batch_id):
                 return
-            batch = QueuedBatch(stream=stream, batch_id=batch_id, prepared=prepared, received_at=time.monotonic())
+            batch = QueuedBatch(
+                stream=stream,
+                batch_id=batch_id,
+                prepared=prepared,
+                received_at=time.monotonic(),
+                retry_because=self._retry_because(),
+            )
             if not self._intake.put(batch):
                 stream.not_queued()
                 return
         stream.read_to_end()
 
-    def _refuse_hook(self) -> RefuseHook | None:
+    def _new_checker(self, stream: Stream) -> OrderChecker | None:
+        if not self.options.check_order:
+            return None
+        checker = OrderChecker()
+        with self._lock:
+            self._checkers[stream.number] = checker
+        return checker
+
+    def _retry_because(self) -> str | None:
+        plan = self.options.faults
+        if plan is None:
+            return None
+        if plan.retry_every and next(self._arrived) % plan.retry_every == 0:
+            return "fault: retry-every"
+        if time.monotonic() - self._started_at < plan.retry_for_s:
+            return "fault: retry-for"
         return None
 
-    def _prepare(self, raw: bytes, refuse: RefuseHook | None) -> tuple[int, Prepared]:
-        if not self.sink.reads_operations and refuse is None:
+    def _prepare(self, raw: bytes, checker: OrderChecker | None = None) -> tuple[int, Prepared]:
+        plan = self.options.faults
+        refuse = plan.refuse if plan is not None and plan.refuses else None
+        if not self.sink.reads_operations and refuse is None and checker is None:
             return self.sink.prepare_raw(raw)
         batch_id, operations, count = parse_batch(raw)
+        if checker is not None:
+            checker.observe(operations)
         prepared = self.sink.prepare(operations, count, refuse)
         prepared.size_bytes = len(raw)
         return batch_id, prepared
@@ -252,7 +303,7 @@ class IngesterServer:
             if not context.add_callback(stream.end):
                 stream.end()
             try:
-                batch_id, prepared = self._prepare(raw, self._refuse_hook())
+                batch_id, prepared = self._prepare(raw)
             except BadBatch as exc:
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(exc))
             stream.receive(1)
@@ -273,6 +324,8 @@ class IngesterServer:
         away = writer.away_because
         if self.failure is not None:
             status, message = pb.HealthCheckResponse.NOT_SERVING, f"the writer died: {self.failure}"
+        elif self.options.faults is not None and self.options.faults.not_serving:
+            status, message = pb.HealthCheckResponse.NOT_SERVING, "fault: not-serving"
         elif self._stopping:
             status, message = pb.HealthCheckResponse.NOT_SERVING, "stopping"
         elif away is not None:
@@ -286,6 +339,8 @@ class IngesterServer:
         writer = self._writer
         oldest = self._intake.oldest_received_at()
         lag_s = 0.0 if oldest is None else time.monotonic() - oldest
+        violations, first = self.order_violations()
+        checked = {"order_violations": str(violations), "order_first": first} if self.options.check_order else {}
         return {
             "sink": self.sink.name,
             "operations": str(writer.operations),
@@ -296,5 +351,14 @@ class IngesterServer:
             "lag_s": f"{lag_s:.3f}",
             "streams": str(len(self._streams)),
             "uptime_s": f"{time.monotonic() - self._started_at:.1f}",
+            **checked,
             **self.sink.details(),
         }
+
+    def order_violations(self) -> tuple[int, str]:
+        """Return how often the relay broke its order (with `check_order`), and the first case."""
+        with self._lock:
+            checkers = list(self._checkers.values())
+            violations, first = self._order_ended, self._order_first
+        violations += sum(checker.violations for checker in checkers)
+        return violations, first or next((checker.first for checker in checkers if checker.first), "")

@@ -95,6 +95,11 @@ class Stream:
             self._ended = True
             self._condition.notify_all()
 
+    def wait_for_end(self, seconds: float) -> bool:
+        """Wait, but no longer than the stream lives. True: it has ended."""
+        with self._condition:
+            return self._condition.wait_for(lambda: self._ended, seconds)
+
     def next_response(self) -> pb.OperationResponse | None:
         """Wait for the next response; None: the stream is over. Ended by `end`, by RETRY, or by the relay's last batch."""
         with self._condition:

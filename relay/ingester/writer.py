@@ -30,12 +30,16 @@ REOPEN_FIRST_S, REOPEN_LIMIT_S = 0.25, 10.0
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class QueuedBatch:
-    """A batch on its way to the sink. `received_at` is monotonic seconds."""
+    """A batch on its way to the sink. `received_at` is monotonic seconds.
+
+    `retry_because`: not to be stored; it answers RETRY when its turn comes (faults, for tests of a relay).
+    """
 
     stream: Stream
     batch_id: int
     prepared: Prepared
     received_at: float
+    retry_because: str | None = None
 
 
 class Intake:
@@ -135,13 +139,27 @@ class Writer(ServiceThread):
         """Until the intake is closed and empty."""
         try:
             while group := self.intake.take(GROUP_BATCHES, GROUP_BYTES):
-                live = [batch for batch in group if not batch.stream.is_broken]
-                if live:
-                    self._store(live)
+                self._store_group(group)
         finally:
             self.sink.close()
 
+    def _store_group(self, group: list[QueuedBatch]) -> None:
+        """Store what has no wish for RETRY, and say RETRY when everything before is stored: it acknowledges that."""
+        run: list[QueuedBatch] = []
+        for batch in group:
+            if batch.retry_because is not None:
+                self._store(run)
+                run = []
+                batch.stream.retry(batch.batch_id, batch.retry_because)
+                self.intake.wake()
+            else:
+                run.append(batch)
+        self._store(run)
+
     def _store(self, group: list[QueuedBatch]) -> None:
+        group = [batch for batch in group if not batch.stream.is_broken]
+        if not group:
+            return
         try:
             self._open_if_away()
             self.sink.store([batch.prepared for batch in group])

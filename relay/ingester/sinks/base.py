@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from relay.config.secrets import scrub
 from relay.ingester.errors import BadSinkUrl
 from relay.ingester.operations import Prepared, RefuseHook
 from relay.pb import ingester_pb2 as pb
@@ -42,13 +44,14 @@ class SinkUrl:
     def __init__(self, url: str) -> None:
         kind, separator, _ = url.partition(":")
         if not separator or not kind.isalpha():
-            raise BadSinkUrl(f"{url!r} is no sink: use postgresql://..., sqlite:///FILE, jsonl:DIR or null:")
+            raise BadSinkUrl(f"{scrub(url)!r} is no sink: use postgresql://..., sqlite:///FILE, jsonl:DIR or null:")
         self.url = url
         self.kind = kind.lower()
         parts = urlsplit(url)
         if self.kind in ("sqlite", "jsonl", "null") and parts.netloc:
             raise BadSinkUrl(f"{url!r}: write {self.kind}:///absolute/path or {self.kind}:relative/path")
-        self.path = unquote(parts.path)
+        # Both sqlite:///var/x.db and sqlite:////var/x.db are taken for /var/x.db.
+        self.path = re.sub("^/+", "/", unquote(parts.path))
         try:
             query = parse_qs(parts.query, keep_blank_values=True, strict_parsing=True) if parts.query else {}
         except ValueError as exc:
@@ -72,6 +75,10 @@ class SinkUrl:
 def make_sink(url: str) -> Sink:
     """Return the sink that `url` names, not opened yet. Raises BadSinkUrl."""
     # Imported here: nobody should need psycopg2 for a null: sink.
+    if url.startswith(("postgresql://", "postgres://")):
+        from relay.ingester.sinks.postgresql import PostgresqlSink
+
+        return PostgresqlSink(url)
     parsed = SinkUrl(url)
     if parsed.kind == "null":
         from relay.ingester.sinks.null import NullSink
@@ -81,4 +88,8 @@ def make_sink(url: str) -> Sink:
         from relay.ingester.sinks.sqlite import SqliteSink
 
         return SqliteSink(parsed)
-    raise BadSinkUrl(f"{url!r}: no sink {parsed.kind!r}; there are postgresql, sqlite, jsonl and null")
+    if parsed.kind == "jsonl":
+        from relay.ingester.sinks.jsonl import JsonlSink
+
+        return JsonlSink(parsed)
+    raise BadSinkUrl(f"no sink {parsed.kind!r}; there are postgresql://..., sqlite:///FILE, jsonl:DIR and null:")
