@@ -1,0 +1,213 @@
+"""The front door of the room: one sender an ingester, and the thread that watches them."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+
+from relay.config.schema import DeliverySettings, GrpcSettings, RelaySettings
+from relay.deliver.channel import Connector
+from relay.deliver.outbox import Outbox
+from relay.deliver.routing import Rendezvous
+from relay.deliver.segment import DeliveryEvents, IngesterStatus, Segment
+from relay.deliver.sender import SAY_AGAIN_S, Sender
+from relay.model import Lane
+from relay.observe.log import get_logger
+from relay.observe.metrics import Metrics
+from relay.runtime.clock import Clock, SystemClock
+from relay.runtime.service import ServiceThread
+
+log = get_logger(__name__)
+
+WATCH_INTERVAL_S = 0.25
+REPO_OPERATIONS = 1000  # the default of backfiller.parallel_record_creates
+
+
+class Delivery:
+    """Takes segments, and tells when each is acknowledged. Nothing that was accepted is dropped: it is acknowledged, discarded
+    by the owner, or still here when the process ends (and then comes again, because no acknowledgement was stored).
+
+    Order: segments of one DID and lane arrive in the order of `offer`; between the two lanes of a DID the owner sees to it
+    that only one is in use. `offer`, `has_room` and `discard` belong to one thread, the rest to any. Memory: for each ingester
+    `delivery.queue_operations` (and 1 KiB for each of them) queued, and `max_in_flight_batches` batches in flight.
+
+    Threads: one for each ingester (`deliver-ADDRESS`), gRPC's own beside it, and `deliver-watch`, the only one that calls
+    `ingester_changed`. A callback must not block; if one raises, the thread dies and `on_death` hears of it.
+    """
+
+    name = "delivery"
+
+    def __init__(
+        self,
+        addresses: tuple[str, ...],
+        settings: DeliverySettings,
+        grpc_settings: GrpcSettings,
+        relay: RelaySettings,
+        events: DeliveryEvents,
+        *,
+        repo_operations: int = REPO_OPERATIONS,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+        on_room: Callable[[str], None] | None = None,
+        metrics: Metrics | None = None,
+        on_death: Callable[[str, BaseException], None] | None = None,
+    ) -> None:
+        """`repo_operations`: operations of one repo in one batch, where several segments of it would meet
+        (backfiller.parallel_record_creates). `on_room(address)`: a queue that was full has room again, from a thread of ours.
+
+        Raises ConfigError for TLS files that cannot be read, ValueError for no or doubled addresses.
+        """
+        self._clock = clock or SystemClock()
+        rng = rng or random.Random()
+        self._routes = Rendezvous(addresses)
+        connector = Connector(settings, grpc_settings, relay)
+        self._watch = _Watch(self, events, self._clock, metrics, on_death)
+        self._senders = {
+            address: Sender(
+                Outbox(
+                    address,
+                    batch_bytes=settings.batch_bytes,
+                    max_message_bytes=grpc_settings.max_message_size,
+                    most_batches=settings.max_in_flight_batches,
+                    queue_operations=settings.queue_operations,
+                    backfill_share=settings.backfill_share,
+                    max_retries=relay.max_retries,
+                    repo_operations=repo_operations,
+                ),
+                connector,
+                events,
+                retry_backoff_s=relay.retry_backoff_ms / 1000,
+                ack_timeout_s=settings.ack_timeout_sec,
+                clock=self._clock,
+                rng=random.Random(rng.random()),
+                on_change=self._watch.wake,
+                on_room=on_room,
+                metrics=metrics,
+                on_death=on_death,
+            )
+            for address in self._routes.addresses
+        }
+        if metrics is not None:
+            metrics.declare_ingesters(self._routes.addresses)
+
+    def start(self) -> None:
+        for sender in self._senders.values():
+            sender.start()
+        self._watch.start()
+
+    def address_of(self, did: str) -> str:
+        """Return the ingester that a DID's operations go to."""
+        return self._routes.address_of(did)
+
+    def offer(self, segment: Segment) -> bool:
+        """Queue a segment at its DID's ingester. False: it stays the caller's, because that queue is full (`on_room` tells
+        when to offer again) or delivery is stopping. ValueError: its `size` or `operations` cannot be right."""
+        return self._senders[self._routes.address_of(segment.did)].offer(segment)
+
+    def has_room(self, did: str, lane: Lane = Lane.BACKFILL) -> bool:
+        """Would `offer` take a segment of this DID? When not, `on_room` is called once it would."""
+        return self._senders[self._routes.address_of(did)].has_room(lane)
+
+    def discard(self, did: str) -> list[Segment]:
+        """Take back what is queued of a DID and was never written: live first, each lane in order. The rest will be acknowledged."""
+        return self._senders[self._routes.address_of(did)].discard(did)
+
+    def drain(self, deadline: float) -> bool:
+        """Send what is queued without waiting for full batches, and wait until all is acknowledged, at most until `deadline`
+        (monotonic seconds). False: something is left."""
+        for sender in self._senders.values():
+            sender.flush(flushing=True)
+        try:
+            return all([sender.wait_idle(deadline) for sender in self._senders.values()])
+        finally:
+            for sender in self._senders.values():
+                sender.flush(flushing=False)
+
+    def request_stop(self) -> None:
+        """End the streams now; what is not acknowledged stays so. Call `drain` before for a stop in good order."""
+        for sender in self._senders.values():
+            sender.request_stop()
+        self._watch.request_stop()
+
+    def join(self, deadline: float) -> bool:
+        joined = [sender.join(deadline) for sender in self._senders.values()]
+        return all([*joined, self._watch.join(deadline)])
+
+    def status(self) -> list[IngesterStatus]:
+        """Return what each ingester is doing, by address."""
+        return [sender.status() for sender in self._senders.values()]
+
+    @property
+    def senders(self) -> list[Sender]:
+        return list(self._senders.values())
+
+
+class _Watch(ServiceThread):
+    """Looks after all senders a few times a second, and tells of changes; it ends when they have."""
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        events: DeliveryEvents,
+        clock: Clock,
+        metrics: Metrics | None,
+        on_death: Callable[[str, BaseException], None] | None,
+    ) -> None:
+        super().__init__("deliver-watch", on_death)
+        self._delivery = delivery
+        self._events = events
+        self._clock = clock
+        self._metrics = metrics
+        self._woken = threading.Event()
+        self._told: dict[str, tuple[bool, str]] = {}
+        self._said_at: dict[str, float] = {}
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    def run(self) -> None:
+        while not self.stopping.is_set() or any(sender.is_alive() for sender in self._delivery.senders):
+            self._woken.wait(WATCH_INTERVAL_S)
+            self._woken.clear()
+            now = self._clock.monotonic()
+            for sender in self._delivery.senders:
+                sender.tick(now)
+            statuses = self._delivery.status()
+            for status in statuses:
+                self._tell(status, now)
+            self._measure(statuses)
+
+    def _tell(self, status: IngesterStatus, now: float) -> None:
+        health = (status.healthy, status.reason)
+        if self._told.get(status.address) == health or status.reason == "starting":
+            if not status.healthy and now - self._said_at.get(status.address, now) >= SAY_AGAIN_S:
+                self._say("ingester_still_away", status, now)
+            return
+        self._told[status.address] = health
+        if status.healthy:
+            log.info("ingester_connected", ingester=status.address, streams=status.streams)
+        elif not self.stopping.is_set():
+            self._say("ingester_away", status, now)
+        self._events.ingester_changed(status.address, status.healthy, status.reason)
+
+    def _say(self, event: str, status: IngesterStatus, now: float) -> None:
+        self._said_at[status.address] = now
+        log.warning(
+            event,
+            ingester=status.address,
+            reason=status.reason,
+            in_flight_batches=status.in_flight_batches,
+            queued_operations=status.queued_operations,
+        )
+
+    def _measure(self, statuses: list[IngesterStatus]) -> None:
+        if self._metrics is None:
+            return
+        self._metrics.healthy_ingesters.set(sum(status.healthy for status in statuses))
+        for status in statuses:
+            self._metrics.ingester(
+                status.address,
+                in_flight_batches=status.in_flight_batches,
+                oldest_unacked_s=status.oldest_unacked_s,
+            )
