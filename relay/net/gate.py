@@ -69,10 +69,6 @@ class HostGate:
             return self._table.answered_recently(host, self._clock.monotonic())
 
     def silent_s(self, host: str) -> float:
-        with self._changed:
-            return self._table.silent_s(host, self._clock.monotonic())
-
-    def silent_s(self, host: str) -> float:
         """Return for how long the host has only failed (`HostTable.silent_s`)."""
         with self._changed:
             return self._table.silent_s(host, self._clock.monotonic())
