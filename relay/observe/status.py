@@ -202,7 +202,7 @@ class StatusSnapshot:
     hosts_total: int | None = None
     gauges: tuple[Gauge, ...] = ()
     failures: Mapping[str, int] = field(default_factory=dict)  # failed attempts by reason
-    last_errors: tuple[ErrorView, ...] = ()
+    last_errors: tuple[ErrorView, ...] = ()  # oldest first
     dead_letters: int | None = None
     checkpoint_age_s: float | None = None
 

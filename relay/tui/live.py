@@ -1,0 +1,149 @@
+"""The live view: owns the terminal while it runs, gives it back as it was, whatever happens.
+
+It draws on the alternate screen, so that scrolling back afterwards shows no remains. What this process and its children write to
+stderr meanwhile would tear the picture: `StderrCapture` takes it, shows the newest lines in the view, and writes what matters of
+it to the real stderr at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Self, TextIO
+
+from rich.console import Console
+from rich.live import Live
+
+from relay.observe.status import StatusSnapshot
+from relay.runtime.service import ServiceThread
+from relay.tui.views import dashboard
+
+_ROUTINE = re.compile(r'\S+Z (debug|info) |\{"at":"[^"]*","level":"(debug|info)"')
+_LEAVE_ALTERNATE_SCREEN = b"\x1b[?1049l\x1b[?25h"
+
+_live_terminals: set[int] = set()  # file descriptors that a view draws on now
+
+
+def can_show_live(out: TextIO, environ: Mapping[str, str]) -> bool:
+    """Tell whether `out` is a terminal that a live view works on."""
+    try:
+        return out.isatty() and environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
+    except ValueError:  # closed
+        return False
+
+
+def restore_terminal_now() -> None:
+    """Give the terminal back at once: for a second signal, right before the process exits without unwinding."""
+    for descriptor in tuple(_live_terminals):
+        try:
+            os.write(descriptor, _LEAVE_ALTERNATE_SCREEN)
+        except OSError:
+            pass  # The terminal is gone; there is nothing left to restore.
+
+
+class LiveView(ServiceThread):
+    """Draws the snapshot `1 / interval_s` times a second on `out`, in a thread of its own.
+
+    The size of the terminal is asked for each time, so a resize shows with the next picture. NO_COLOR is obeyed.
+    """
+
+    def __init__(
+        self,
+        out: TextIO,
+        snapshot: Callable[[], StatusSnapshot],
+        *,
+        log_lines: Callable[[], list[str]] = list,
+        interval_s: float = 0.5,
+        on_death: Callable[[str, BaseException], None] | None = None,
+    ) -> None:
+        super().__init__("live-view", on_death)
+        self._snapshot, self._log_lines, self._interval_s = snapshot, log_lines, interval_s
+        self._descriptor = out.fileno()
+        self._console = Console(file=out, highlight=False)
+
+    def run(self) -> None:
+        _live_terminals.add(self._descriptor)
+        try:
+            with Live(
+                console=self._console,
+                screen=True,
+                auto_refresh=False,
+                redirect_stdout=False,
+                redirect_stderr=False,
+                vertical_overflow="crop",
+            ) as live:
+                while not self.stopping.is_set():
+                    width, height = self._console.size
+                    live.update(dashboard(self._snapshot(), width, height, self._log_lines()), refresh=True)
+                    self.stopping.wait(self._interval_s)
+        finally:
+            _live_terminals.discard(self._descriptor)
+
+
+class StderrCapture:
+    """Takes file descriptor 2 of this process, and of the children started after it, while the view is up.
+
+    Enter it before any child is started. Memory: the newest `most_lines` lines, and as many that are more than routine.
+    """
+
+    def __init__(self, most_lines: int = 200, longest_line: int = 4000) -> None:
+        self._newest: deque[str] = deque(maxlen=most_lines)
+        self._notable: deque[str] = deque(maxlen=most_lines)
+        self._lock = threading.Lock()  # guards both
+        self._longest_line = longest_line
+        self._real = -1
+        self._reader: threading.Thread | None = None
+
+    def lines(self) -> list[str]:
+        """Return the newest lines, oldest first."""
+        with self._lock:
+            return list(self._newest)
+
+    def __enter__(self) -> Self:
+        sys.stderr.flush()
+        read_end, write_end = os.pipe()
+        self._real = os.dup(2)
+        os.dup2(write_end, 2)
+        os.close(write_end)
+        self._reader = threading.Thread(target=self._read, args=(read_end,), name="stderr-capture", daemon=True)
+        self._reader.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        sys.stderr.flush()
+        os.dup2(self._real, 2)
+        os.close(self._real)
+        # A child that lives on keeps the pipe open: what was read until now has to do, the thread ends with the child.
+        if self._reader is not None:
+            self._reader.join(1.0)
+        with self._lock:
+            for line in self._notable:
+                os.write(2, line.encode(errors="replace") + b"\n")
+            self._notable.clear()
+
+    def _read(self, descriptor: int) -> None:
+        with os.fdopen(descriptor, "rb", buffering=0) as pipe:
+            rest = b""
+            while chunk := pipe.read(65536):
+                *whole, rest = (rest + chunk).split(b"\n")
+                for line in whole:
+                    self._take(line)
+                if len(rest) > self._longest_line:
+                    self._take(rest)
+                    rest = b""
+            if rest:
+                self._take(rest)
+
+    def _take(self, line: bytes) -> None:
+        text = line[: self._longest_line].decode(errors="replace").rstrip("\r")
+        with self._lock:
+            self._newest.append(text)
+            if not _ROUTINE.match(text):
+                self._notable.append(text)
