@@ -88,9 +88,15 @@ def ask_health(channel: grpc.Channel, timeout_s: float) -> grpc.CallFuture[Healt
     return method.future(HealthCheckRequest(), timeout=timeout_s)
 
 
+def code_of(exc: grpc.RpcError) -> grpc.StatusCode | None:
+    """Return an RPC error's code. (Those that calls raise are calls themselves, which RpcError alone does not say.)"""
+    code: grpc.StatusCode | None = exc.code() if callable(getattr(exc, "code", None)) else None
+    return code
+
+
 def words_of(exc: grpc.RpcError) -> str:
     """Return an RPC error's code and details in one line: `UNAVAILABLE: connection refused`."""
-    code = exc.code() if callable(getattr(exc, "code", None)) else None
+    code = code_of(exc)
     details = exc.details() if callable(getattr(exc, "details", None)) else None
     return f"{code.name if code is not None else type(exc).__name__}: {' '.join((details or '').split())[:300]}"
 

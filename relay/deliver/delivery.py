@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 from relay.config.schema import DeliverySettings, GrpcSettings, RelaySettings
 from relay.deliver.channel import Connector
+from relay.deliver.health import Away
 from relay.deliver.outbox import Outbox
 from relay.deliver.routing import Rendezvous
 from relay.deliver.segment import DeliveryEvents, IngesterStatus, Segment
-from relay.deliver.sender import SAY_AGAIN_S, Sender
+from relay.deliver.sender import Sender
 from relay.model import Lane
 from relay.observe.log import get_logger
 from relay.observe.metrics import Metrics
@@ -21,6 +22,7 @@ from relay.runtime.service import ServiceThread
 log = get_logger(__name__)
 
 WATCH_INTERVAL_S = 0.25
+SAY_AGAIN_S = 60.0
 REPO_OPERATIONS = 1000  # the default of backfiller.parallel_record_creates
 
 
@@ -119,7 +121,8 @@ class Delivery:
         for sender in self._senders.values():
             sender.flush(flushing=True)
         try:
-            return all([sender.wait_idle(deadline) for sender in self._senders.values()])
+            idle = [sender.wait_idle(deadline) for sender in self._senders.values()]
+            return all(idle)
         finally:
             for sender in self._senders.values():
                 sender.flush(flushing=False)
@@ -180,14 +183,16 @@ class _Watch(ServiceThread):
 
     def _tell(self, status: IngesterStatus, now: float) -> None:
         health = (status.healthy, status.reason)
-        if self._told.get(status.address) == health or status.reason == "starting":
+        if status.reason == Away.STOPPED and self.stopping.is_set():
+            return
+        if self._told.get(status.address) == health or status.reason == Away.STARTING:
             if not status.healthy and now - self._said_at.get(status.address, now) >= SAY_AGAIN_S:
                 self._say("ingester_still_away", status, now)
             return
         self._told[status.address] = health
         if status.healthy:
             log.info("ingester_connected", ingester=status.address, streams=status.streams)
-        elif not self.stopping.is_set():
+        else:
             self._say("ingester_away", status, now)
         self._events.ingester_changed(status.address, status.healthy, status.reason)
 
@@ -197,6 +202,7 @@ class _Watch(ServiceThread):
             event,
             ingester=status.address,
             reason=status.reason,
+            detail=status.detail,
             in_flight_batches=status.in_flight_batches,
             queued_operations=status.queued_operations,
         )

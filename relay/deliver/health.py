@@ -23,7 +23,7 @@ class Away(enum.StrEnum):
 
 
 class Health:
-    """Away is: no stream, NOT_SERVING, or a stream that follows one which ended without a single acknowledgement.
+    """Away is: no stream, NOT_SERVING, or a stream that follows one which ended without a single acknowledgement, or for want of one.
 
     The last is what "nothing but RETRY" and "takes everything and acknowledges nothing" look like from here: a new stream of
     such an ingester proves nothing, an acknowledgement does, and so does a quiet life of SETTLE_S with nothing in flight.
@@ -56,7 +56,7 @@ class Health:
     def closed(self, why: Away, *, progressed: bool) -> None:
         """The stream ended; `progressed`: it had acknowledged something."""
         self._closed = why
-        self._doubt = None if progressed else why
+        self._doubt = why if why is Away.ACK_TIMEOUT or not progressed else None
 
     def absent(self, why: Away) -> None:
         """There was no stream to end: no connection could be made."""

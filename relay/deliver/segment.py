@@ -73,6 +73,7 @@ class IngesterStatus:
     address: str
     healthy: bool
     reason: str
+    detail: str  # what was last said of it, for people; empty when healthy
     window_batches: int  # how many batches may be in flight at the moment
     in_flight_batches: int
     in_flight_bytes: int

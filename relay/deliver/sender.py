@@ -6,10 +6,11 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import grpc
 
-from relay.deliver.channel import Connector, Requests, ask_health, stream_method, words_of
+from relay.deliver.channel import Connector, Requests, ask_health, code_of, stream_method, words_of
 from relay.deliver.errors import IngesterProtocolError
 from relay.deliver.health import Away, Health
 from relay.deliver.outbox import Complaint, Outbox, Outcome
@@ -31,7 +32,12 @@ CONNECT_LIMIT_S = 5.0  # an ingester that comes up is found within this; one att
 PROBE_TIMEOUT_S = 10.0
 HEALTH_INTERVAL_S = 5.0
 STOP_GRACE_S = 1.0  # an idle stream is closed, and not cut, when the ingester ends it within this
-SAY_AGAIN_S = 60.0
+
+
+class _Call(Protocol):
+    """A call of gRPC's that waits."""
+
+    def cancel(self) -> object: ...
 
 
 class Sender(ServiceThread):
@@ -75,7 +81,7 @@ class Sender(ServiceThread):
         self._idle = threading.Condition(self._lock)  # notified: nothing is left, or this thread ends
         self._health = Health()
         self._epoch = 0  # odd while a stream is open; a writer of an older one gets nothing more
-        self._call: grpc.Future[HealthCheckResponse] | grpc.CallIterator[OperationResponse] | None = None
+        self._call: _Call | None = None  # what this thread waits for
         self._cancelled_for: Away | None = None
         self._channel: grpc.Channel | None = None  # of the open stream
         self._poll: grpc.CallFuture[HealthCheckResponse] | None = None
@@ -87,7 +93,8 @@ class Sender(ServiceThread):
         self._stop_at: float | None = None
         self._streams = 0
         self._reconnects = 0
-        self._last_said = float("-inf")
+        self._detail = ""
+        self._untold = 0  # steps whose events are being told
 
     # -- the owner's thread
 
@@ -131,7 +138,7 @@ class Sender(ServiceThread):
     def wait_idle(self, deadline: float) -> bool:
         """Wait until nothing is queued or unacknowledged; False: at `deadline` (monotonic) there is, or this thread died."""
         with self._lock:
-            while not self._outbox.is_idle:
+            while not self._outbox.is_idle or self._untold:
                 left = deadline - time.monotonic()
                 if left <= 0 or self.stopping.is_set() or self.death is not None:
                     return False
@@ -148,6 +155,7 @@ class Sender(ServiceThread):
                 address=self.address,
                 healthy=self._health.is_healthy,
                 reason=self._health.reason,
+                detail="" if self._health.is_healthy else self._detail,
                 window_batches=outbox.window.batches,
                 in_flight_batches=len(outbox.in_flight),
                 in_flight_bytes=outbox.in_flight.held_bytes,
@@ -277,7 +285,7 @@ class Sender(ServiceThread):
         except grpc.FutureCancelledError:
             return None  # stopping
         except grpc.RpcError as exc:
-            code = exc.code() if isinstance(exc, grpc.Call) else None
+            code = code_of(exc)
             if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 return Away.UNREACHABLE, words_of(exc)
             self._has_health_check = code is not grpc.StatusCode.UNIMPLEMENTED
@@ -292,7 +300,7 @@ class Sender(ServiceThread):
             self._health.told(is_serving=True)
         return None
 
-    def _set_call(self, call: grpc.Future[HealthCheckResponse] | grpc.CallIterator[OperationResponse]) -> bool:
+    def _set_call(self, call: _Call) -> bool:
         """Make a call known to `wake` and `tick`; False: too late, it is cancelled."""
         with self._lock:
             self._call = call
@@ -303,15 +311,11 @@ class Sender(ServiceThread):
         return False
 
     def _absent(self, why: Away, detail: str) -> float:
-        now = self._clock.monotonic()
         with self._lock:
             self._health.absent(why)
+            self._detail = detail
         self._on_change()
-        delay_s = self._connect_backoff.next_delay_s()
-        if now - self._last_said >= SAY_AGAIN_S and not self.stopping.is_set():
-            self._last_said = now
-            log.warning("ingester_absent", ingester=self.address, reason=why.value, detail=detail, waiting="yes")
-        return delay_s
+        return self._connect_backoff.next_delay_s()
 
     def _stream(self, channel: grpc.Channel) -> float:
         opened_at = self._clock.monotonic()
@@ -325,10 +329,10 @@ class Sender(ServiceThread):
             self._poll_at = opened_at + HEALTH_INTERVAL_S
             self._poll = None
             self._streams += 1
-        self._last_said = float("-inf")
         self._on_change()
         why, detail = Away.STREAM_CLOSED, ""
         call = stream_method(channel)(Requests(lambda: self._next_request(epoch)), metadata=self._connector.metadata)
+        cut: _Call = call
         try:
             if self._set_call(call):
                 for response in call:
@@ -341,12 +345,12 @@ class Sender(ServiceThread):
         except grpc.RpcError as exc:
             why, detail = self._cancelled_for or Away.STREAM_BROKEN, words_of(exc)
         finally:
-            again, progressed = self._end_stream(epoch, why, opened_at)
-            call.cancel()
+            again, progressed = self._end_stream(epoch, why, detail, opened_at)
+            cut.cancel()
         if self.stopping.is_set():
             return 0.0
         delay_s = self._retry_backoff.next_delay_s()
-        log.warning(
+        log.info(
             "stream_ended",
             ingester=self.address,
             reason=why.value,
@@ -359,12 +363,15 @@ class Sender(ServiceThread):
             self._metrics.error(why.value)
         return delay_s
 
-    def _end_stream(self, epoch: int, why: Away, opened_at: float) -> tuple[int, bool]:
+    def _end_stream(self, epoch: int, why: Away, detail: str, opened_at: float) -> tuple[int, bool]:
+        """Return how many batches are to be sent again, and whether any was acknowledged."""
         with self._lock:
             progressed = self._outbox.has_progressed
             if self._clock.monotonic() - opened_at > RETRY_LIMIT_S:
                 self._retry_backoff.reset()  # a long quiet life counts as well as an acknowledgement
-            again = self._outbox.stream_lost()
+            self._outbox.stream_lost()
+            again = len(self._outbox.in_flight)
+            self._detail = detail
             self._epoch = epoch + 1
             self._call = self._channel = None
             self._health.closed(why, progressed=progressed)
@@ -379,22 +386,20 @@ class Sender(ServiceThread):
         complaints = [Complaint(error.index, error.code, error.message) for error in response.errors]
         now = self._clock.monotonic()
         with self._lock:
-            had_progressed = self._outbox.has_progressed
-            was_healthy = self._health.is_healthy
+            was_healthy, had_progressed = self._health.is_healthy, self._outbox.has_progressed
+            acknowledged = self._outbox.acknowledged_batches
             outcome = self._outbox.answer(response.batch_id, complaints, now)
-            if self._outbox.has_progressed or outcome.acknowledged:
+            if self._outbox.acknowledged_batches != acknowledged:
                 self._health.acknowledged()
                 if not had_progressed:
                     self._retry_backoff.reset()
+            self._untold += 1
             if outcome.retry is not None:
                 self._epoch += 1
             self._writer.notify()
         self._tell(outcome, now)
         if not was_healthy:
             self._on_change()
-        with self._lock:
-            if self._outbox.is_idle:
-                self._idle.notify_all()
         return outcome.retry
 
     # -- gRPC's writing thread
@@ -410,6 +415,7 @@ class Sender(ServiceThread):
                         now = self._clock.monotonic()
                         outcome = self._outbox.next_message(now)
                         if outcome.message is not None or outcome.copied or outcome.acknowledged:
+                            self._untold += 1
                             break
                         self._writer.wait(self._outbox.wait_s(now))
                 self._tell(outcome, now)
@@ -447,6 +453,10 @@ class Sender(ServiceThread):
             self._events.acknowledged(self.address, outcome.acknowledged)
         if metrics is not None and outcome.sent_operations:
             metrics.sent(self.address, outcome.sent_operations, again=outcome.is_resent)
+        with self._lock:
+            self._untold -= 1
+            if self._outbox.is_idle:
+                self._idle.notify_all()
 
     def _tell_room(self) -> None:
         with self._lock:
