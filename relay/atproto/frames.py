@@ -146,6 +146,7 @@ _KNOWN_FIELDS: Final[dict[str, frozenset[str]]] = {
     "#account": frozenset(("seq", "did", "time", "active", "status")),
 }
 _OP_FIELDS: Final = frozenset(("action", "path", "cid", "prev"))
+_PLAIN_TYPES: Final = frozenset((str, bytes, Link, bool, type(None)))
 
 
 def parse_frame(frame: bytes, *, limits: Limits = DEFAULT_LIMITS) -> Message:
@@ -211,10 +212,28 @@ def _read_fast(frame: bytes) -> tuple[Any, Any] | None:
         if payload.get("blocks") != b"" or small is frame:
             return None
         payload["blocks"] = blocks
-    ops = payload.get("ops", ())
-    if payload.get("blobs", []) != [] or any(type(op) is not dict or not op.keys() <= _OP_FIELDS for op in ops):
-        return None
-    return header, payload
+    return (header, payload) if _is_plain(payload) else None
+
+
+def _is_plain(payload: dict[str, Any]) -> bool:
+    """Say whether no value can hide what only the strict reader refuses: a float, a huge integer, deep nesting."""
+    for key, value in payload.items():
+        kind = type(value)
+        if key == "seq":
+            if kind is not int or not 0 < value <= SEQ_MAX:
+                return False
+        elif key == "blobs" and kind is list:
+            if value:
+                return False
+        elif key == "ops" and kind is list:
+            for op in value:
+                if type(op) is not dict or not op.keys() <= _OP_FIELDS:
+                    return False
+                if not _PLAIN_TYPES.issuperset(map(type, op.values())):
+                    return False
+        elif kind not in _PLAIN_TYPES:
+            return False
+    return True
 
 
 def _byte_string(data: bytes, at: int) -> tuple[int, int] | None:

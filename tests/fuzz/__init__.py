@@ -1,0 +1,1 @@
+"""Fuzz targets, one function a reader; a normal test runs each for a bounded number of inputs."""

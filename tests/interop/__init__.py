@@ -1,0 +1,1 @@
+"""Vectors and real repositories of others; the expected side never comes from our code."""
