@@ -1,15 +1,13 @@
-"""Progress where there is no terminal: one line every few seconds, and the closing summary (pure but for the reporter's thread)."""
+"""Progress where there is no terminal: one line every few seconds, and the closing summary (pure but for the writing)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TextIO
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TextIO
 
 from relay.model import RepoState
 from relay.observe import words
 from relay.observe.status import Phase, StatusSnapshot
-from relay.runtime.service import ServiceThread
 
 # States that are no news: where work waits, and where it ends well.
 _QUIET = (RepoState.DISCOVERED, RepoState.PENDING, RepoState.SYNCED)
@@ -48,79 +46,97 @@ def progress_line(snapshot: StatusSnapshot) -> str:
     return ", ".join(parts)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """What a batch did. `quarantined` may be cut short: (DID, reason) of some; `repos` has the whole number."""
+class ProgressLines:
+    """Writes `progress_line` every `interval_s` seconds, and at once when the phase or its reason changes."""
 
-    took_s: float
-    repos: Mapping[str, int]
-    records: int
-    bytes_fetched: int
-    failures: Mapping[str, int] = field(default_factory=dict)  # failed attempts by reason
-    quarantined: Sequence[tuple[str, str]] = ()
-    dead_letters: int = 0
-    was_interrupted: bool = False
+    def __init__(self, out: TextIO, interval_s: float = 5.0) -> None:
+        self._out, self._interval_s = out, interval_s
+        self._next_at = float("-inf")
+        self._told: tuple[Phase, str] | None = None
+
+    def show(self, snapshot: StatusSnapshot, now: float) -> None:
+        """Take the newest snapshot at `now` (monotonic seconds), as often as there is one."""
+        kind = (snapshot.phase, snapshot.reason)
+        if now < self._next_at and kind == self._told:
+            return
+        self._next_at, self._told = now + self._interval_s, kind
+        self._out.write(progress_line(snapshot) + "\n")
+        self._out.flush()
 
 
-def summary_lines(summary: Summary, most_quarantined: int = 20) -> list[str]:
-    """Return the closing summary of a batch."""
-    counts = {state: summary.repos.get(state.value, 0) for state in RepoState}
-    total = sum(counts.values())
+class BatchSummary(Protocol):
+    """What a batch did, as its run reports it. `why`: set when it could not go on. `quarantined`, of which some may be left out
+    (`counts` has the whole number): DID, reason, last error. `reasons`: state, reason and number of the repos that are not synced.
+    """
+
+    @property
+    def interrupted(self) -> bool: ...
+    @property
+    def why(self) -> str | None: ...
+    @property
+    def counts(self) -> Mapping[RepoState, int]: ...
+    @property
+    def reasons(self) -> Sequence[tuple[RepoState, str | None, int]]: ...
+    @property
+    def quarantined(self) -> Sequence[tuple[str, str | None, str | None]]: ...
+    @property
+    def failed_listings(self) -> Sequence[str]: ...
+    @property
+    def dead_letters(self) -> int: ...
+    @property
+    def records(self) -> int: ...
+    @property
+    def bytes_fetched(self) -> int: ...
+    @property
+    def repos_synced(self) -> int: ...
+    @property
+    def took_s(self) -> float: ...
+
+
+def summary_lines(summary: BatchSummary, most_listed: int = 20) -> list[str]:
+    """Return the closing summary of a batch: numbers of this run first, then the targets as they stand, then what went wrong."""
     seconds = max(summary.took_s, 0.001)
-    lines = [
-        f"{'interrupted' if summary.was_interrupted else 'finished'} after {words.duration(summary.took_s)}: "
-        f"{words.count(total)} repos, {words.count(summary.records)} records, {words.size(summary.bytes_fetched)} fetched",
-        f"  rates        {words.rate(total_done(summary) / seconds)} repos, {words.rate(summary.records / seconds)} records, "
-        f"{words.size(summary.bytes_fetched / seconds)}/s",
-    ]
-    shown = ", ".join(f"{words.count(number)} {state.value}" for state, number in counts.items() if number)
-    lines.append(f"  repos        {shown or 'none'}")
-    if summary.failures:
-        by_number = sorted(summary.failures.items(), key=lambda item: (-item[1], item[0]))
-        lines.append("  failures     " + ", ".join(f"{words.count(number)} {reason}" for reason, number in by_number))
+    if summary.why is not None:
+        end = f"cannot go on: {summary.why}\nstopped"
+    else:
+        end = "interrupted" if summary.interrupted else "finished"
+    lines = f"{end} after {words.duration(summary.took_s)}".splitlines()
+    lines.append(
+        f"  this run     {words.count(summary.repos_synced)} repos synced, {words.count(summary.records)} records, "
+        f"{words.size(summary.bytes_fetched)} fetched"
+    )
+    lines.append(
+        f"  rates        {words.rate(summary.repos_synced / seconds)} repos, "
+        f"{words.rate(summary.records / seconds)} records, {words.size(summary.bytes_fetched / seconds)}/s"
+    )
+    shown = ", ".join(f"{words.count(number)} {state.value}" for state, number in summary.counts.items() if number)
+    lines.append(f"  targets      {shown or 'none'}")
+    if summary.reasons:
+        lines.append("  not synced")
+        lines += [
+            f"    {words.count(number):>9}  {state.value}{f': {reason}' if reason else ''}"
+            for state, reason, number in list(summary.reasons)[:most_listed]
+        ]
     if summary.dead_letters:
         lines.append(f"  dead letters {words.count(summary.dead_letters)}: see `bin/relay deadletter list`")
-    if counts[RepoState.QUARANTINED]:
-        listed = list(summary.quarantined)[:most_quarantined]
+    if summary.failed_listings:
+        lines.append("  listings that failed")
+        lines += [f"    {_one_line(each)}" for each in list(summary.failed_listings)[:most_listed]]
+        if left := len(summary.failed_listings) - most_listed:
+            lines += [f"    and {words.count(left)} more"] if left > 0 else []
+    if number := summary.counts.get(RepoState.QUARANTINED, 0):
+        listed = list(summary.quarantined)[:most_listed]
         lines.append("  quarantined")
-        lines += [f"    {did}  {reason}" for did, reason in listed]
-        if left := counts[RepoState.QUARANTINED] - len(listed):
+        for did, reason, error in listed:
+            lines.append(f"    {did}  {reason or '-'}" + (f"  {_one_line(error)}" if error else ""))
+        if left := number - len(listed):
             lines.append(f"    and {words.count(left)} more: see `bin/relay repos list --state quarantined`")
-    if summary.was_interrupted:
+    if summary.interrupted:
         lines.append("  the same command continues where this one stopped")
     return lines
 
 
-def total_done(summary: Summary) -> int:
-    """Return how many repos a batch brought to an end, well or badly."""
-    return sum(
-        summary.repos.get(state.value, 0) for state in (RepoState.SYNCED, RepoState.INACTIVE, RepoState.QUARANTINED)
-    )
-
-
-class PlainReporter(ServiceThread):
-    """Writes `progress_line` every `interval_s` seconds, and at once when the phase changes. Owned by the command."""
-
-    def __init__(
-        self,
-        out: TextIO,
-        snapshot: Callable[[], StatusSnapshot],
-        *,
-        interval_s: float = 5.0,
-        poll_s: float = 0.5,
-        on_death: Callable[[str, BaseException], None] | None = None,
-    ) -> None:
-        super().__init__("progress", on_death)
-        self._out, self._snapshot = out, snapshot
-        self._interval_s, self._poll_s = interval_s, poll_s
-
-    def run(self) -> None:
-        waited_s, told = self._interval_s, None
-        while not self.stopping.wait(self._poll_s):
-            waited_s += self._poll_s
-            snapshot = self._snapshot()
-            now: tuple[Phase, str] = (snapshot.phase, snapshot.reason)
-            if waited_s >= self._interval_s or now != told:
-                self._out.write(progress_line(snapshot) + "\n")
-                self._out.flush()
-                waited_s, told = 0.0, now
+def _one_line(text: str, longest: int = 160) -> str:
+    """Return foreign text as one line without control characters, cut at `longest`."""
+    clean = "".join(char if char.isprintable() else " " for char in text)
+    return clean if len(clean) <= longest else clean[: longest - 3] + "..."

@@ -1,0 +1,165 @@
+"""`repos list` and `repos show`: the tracked set, straight from the database."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+import orjson
+
+from relay.cli.exits import Exit
+from relay.cli.reading import reading
+from relay.config.addresses import http_form
+from relay.config.load import Loaded
+from relay.model import RepoState
+from relay.observe import words
+from relay.observe.status import rfc3339
+from relay.store import repos
+from relay.store.pool import Database
+from relay.store.repos import RepoRow
+
+_PAGE = 1000
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    parser = subparsers.add_parser("repos", help="the tracked repos")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list|show")
+    listing = actions.add_parser("list", help="one repo a line, in the order of DIDs")
+    listing.add_argument("--json", action="store_true", help="one JSON object a line")
+    listing.add_argument(
+        "--state", action="append", default=[], choices=[state.value for state in RepoState], help="may be repeated"
+    )
+    listing.add_argument("--host", type=_host, help="only repos of this PDS, as https://pds.example")
+    listing.add_argument("--limit", type=_limit, help="stop after this many")
+    show = actions.add_parser("show", help="everything that is known of some repos")
+    show.add_argument("dids", nargs="+", metavar="DID")
+    show.add_argument("--json", action="store_true", help="one JSON object a line")
+
+
+def run(args: argparse.Namespace, loaded: Loaded) -> int:
+    """Run `repos ACTION`; `show` of a DID without a row: exit code 1. Raises StoreError when no state can be read."""
+    with reading(loaded.settings) as database:
+        if args.action == "show":
+            code = _show(database, args.dids, sys.stdout, as_json=args.json)
+        else:
+            states = [RepoState(each) for each in args.state]
+            code = _list(database, states, args.host, args.limit, sys.stdout, as_json=args.json)
+        sys.stdout.flush()
+        return code
+
+
+def list_entry(row: RepoRow) -> dict[str, object]:
+    """Return the object of `repos list --json`: a contract."""
+    return {
+        "did": row.did,
+        "state": row.state.value,
+        "reason": row.reason,
+        "rev": row.rev,
+        "host": row.host,
+        "attempts": row.attempts,
+        "records": row.records,
+    }
+
+
+def show_entry(row: RepoRow) -> dict[str, object]:
+    """Return everything about a repo, times in RFC 3339: `repos show --json`."""
+    told_status = {"active": row.told_active, "status": row.told_status or "", "time_us": row.told_time_us}
+    waiting_status = {"active": row.tell_active, "status": row.tell_status or "", "time_us": row.tell_time_us}
+    return {
+        **list_entry(row),
+        "last_error": row.last_error,
+        "next_attempt_at": _time(row.next_attempt_at),
+        "rev_begun": row.rev_begun,
+        "rev_heard": row.rev_heard,
+        "data": None if row.data is None else row.data.hex(),
+        "covers": None if row.covers is None else [each for each in row.covers.split(",") if each],
+        "bytes": row.bytes,
+        "check_due": row.check_due,
+        "status_told": None if row.told_time_us is None else told_status,
+        "status_to_tell": waiting_status if (row.tell_time_us or 0) > (row.told_time_us or 0) else None,
+        "anything_delivered": row.touched,
+        "tracked": row.tracked,
+        "batch": row.batch,
+        "ingester": row.shard,
+        "partition": row.partition,
+        "created_at": _time(row.created_at),
+        "updated_at": _time(row.updated_at),
+        "synced_at": _time(row.synced_at),
+    }
+
+
+def _list(
+    database: Database, states: list[RepoState], host: str | None, limit: int | None, out: TextIO, *, as_json: bool
+) -> int:
+    for row in _pages(database, states, host, limit):
+        if as_json:
+            out.write(orjson.dumps(list_entry(row)).decode() + "\n")
+        else:
+            out.write(
+                f"{row.did:<32}  {row.state.value:<11}  {row.reason or '-':<16}  {row.rev or '-':<13}  {row.attempts:>3}  "
+                f"{words.count(row.records):>9}  {row.host or '-'}\n"
+            )
+    return Exit.OK
+
+
+def _pages(database: Database, states: list[RepoState], host: str | None, limit: int | None) -> Iterator[RepoRow]:
+    """Yield the repos in pages of a transaction each: however long the reader takes, no transaction stays open."""
+    after, left = "", limit
+    while left is None or left > 0:
+        size = _PAGE if left is None else min(_PAGE, left)
+        with database.transaction("list repos") as cur:
+            rows = repos.list_repos(cur, states=states, host=host, after=after, limit=size)
+        yield from rows
+        if len(rows) < size:
+            return
+        after = rows[-1].did
+        left = None if left is None else left - len(rows)
+
+
+def _show(database: Database, dids: list[str], out: TextIO, *, as_json: bool) -> int:
+    with database.transaction("show repos") as cur:
+        found = repos.load(cur, dids)
+    for did in dict.fromkeys(dids):
+        if did not in found:
+            print(f"{did}: not known here", file=sys.stderr)
+            continue
+        entry = show_entry(found[did])
+        if as_json:
+            out.write(orjson.dumps(entry).decode() + "\n")
+            continue
+        out.write(f"{did}{'' if found[did].tracked else '  (removed: not tracked any more)'}\n")
+        out.writelines(
+            f"  {name:<18} {_text(value)}\n" for name, value in entry.items() if name not in ("did", "tracked")
+        )
+    return Exit.OK if all(did in found for did in dids) else Exit.CANNOT_GO_ON
+
+
+def _text(value: object) -> str:
+    if value is None or value == "":
+        return words.UNKNOWN
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(str(each) for each in value) or "all collections"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_text(each)}" for name, each in value.items())
+    return str(value)
+
+
+def _time(at: float | None) -> str | None:
+    return rfc3339(at) if at else None
+
+
+def _host(text: str) -> str:
+    try:
+        return http_form(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"{text}: {exc}") from exc
+
+
+def _limit(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return int(text)
