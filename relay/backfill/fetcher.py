@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -120,9 +121,9 @@ class FetchProcess:
             job = jobs.get()
             try:
                 answer = handlers[type(job)](job)
-            except BaseException:
+            except BaseException:  # noqa: BLE001 - the top of a thread
                 # A bug, not a bad host: the process ends with its traceback, and the supervisor starts another.
-                threading.excepthook(threading.ExceptHookArgs((*_exc_info(), threading.current_thread())))
+                threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
                 os._exit(1)
             if not self._pipe.send(m.to_wire(answer)):
                 return
@@ -188,9 +189,7 @@ def _failed(job: int, did: str, exc: FetchError) -> m.FetchFailed:
     )
 
 
-def _unresolved(
-    did: str, reason: str, blame: str, text: str, began: float, retry_after_s: float | None
-) -> m.Resolved:
+def _unresolved(did: str, reason: str, blame: str, text: str, began: float, retry_after_s: float | None) -> m.Resolved:
     took_s = time.monotonic() - began
     return m.Resolved(did, None, None, None, time.time(), reason, blame, text, took_s, retry_after_s)
 
@@ -199,9 +198,3 @@ def _facts(facts: HostFacts) -> list[Any] | None:
     if facts is NO_FACTS:
         return None
     return [facts.limit, facts.remaining, facts.reset_after_s, facts.retry_after_s]
-
-
-def _exc_info() -> tuple[Any, Any, Any]:
-    import sys
-
-    return sys.exc_info()

@@ -7,6 +7,7 @@ slots, claims.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -55,7 +56,17 @@ class Children(Protocol):
 class Totals:
     """What was done since the start, for status and metrics."""
 
-    __slots__ = ("bytes_fetched", "cpu_s", "failures", "fetch_outcomes", "fetch_s", "inactive", "records", "resolved", "synced")
+    __slots__ = (
+        "bytes_fetched",
+        "cpu_s",
+        "failures",
+        "fetch_outcomes",
+        "fetch_s",
+        "inactive",
+        "records",
+        "resolved",
+        "synced",
+    )
 
     def __init__(self) -> None:
         self.synced = self.inactive = self.records = self.bytes_fetched = self.resolved = 0
@@ -143,7 +154,7 @@ class Pipeline:
             if not self._accepting:
                 self._keeper.forget(row)
                 continue
-            self.resolves.ask(row.did, force=bool(row.attempts), then=lambda answer, row=row: self._resolved_row(row, answer))
+            self.resolves.ask(row.did, force=bool(row.attempts), then=functools.partial(self._resolved_row, row))
 
     def tell_again(self, rows: Iterable[RepoRow]) -> None:
         """Take rows with a status that was stored, and of whose telling no ingester has said a word."""
@@ -199,7 +210,9 @@ class Pipeline:
                     self.seats.copied(seat, message.slot)
             case m.VerifyFailed():
                 if (work := self._of(message.job)) is not None:
-                    work.failure = Failure(reason=message.reason, blame=_blame_of_car(message.reason), text=message.text)
+                    work.failure = Failure(
+                        reason=message.reason, blame=_blame_of_car(message.reason), text=message.text
+                    )
             case m.JobDone():
                 self._job_done(message)
             case _:
@@ -223,7 +236,9 @@ class Pipeline:
             if in_hand is not None:
                 in_hand.produced = True
                 if not in_hand.over:
-                    text = f"{in_hand.did}: its worker ended ({why}) while it verified the CAR of {in_hand.size:,} bytes"
+                    text = (
+                        f"{in_hand.did}: its worker ended ({why}) while it verified the CAR of {in_hand.size:,} bytes"
+                    )
                     self._fail(in_hand, Failure(reason="worker_died", blame=Blame.REPO, text=text))
                 self._give_back(in_hand)
             return
@@ -231,7 +246,9 @@ class Pipeline:
         for work in self.downloads.of_seat(seat):
             self.downloads.ended(work)
             self._hosts.not_started(work.host)
-            failure = Failure(reason="fetcher_died", blame=Blame.US, text=f"{work.did}: its fetch process ended ({why})")
+            failure = Failure(
+                reason="fetcher_died", blame=Blame.US, text=f"{work.did}: its fetch process ended ({why})"
+            )
             if work.row.state is RepoState.ACTIVE:
                 self._fail(work, failure)
                 self._give_back(work)
@@ -355,7 +372,7 @@ class Pipeline:
         if work is None:
             if message.spool is not None:
                 Path(message.spool).unlink(missing_ok=True)
-            return
+            return None
         self.totals.bytes_fetched += message.size
         self.totals.fetch_s += message.took_s
         self.totals.fetch_outcomes["ok"] += 1
@@ -370,7 +387,7 @@ class Pipeline:
     def _fetch_failed(self, message: m.FetchFailed) -> None:
         work = self._ended_download(message.job, message.facts, Outcome(message.outcome))
         if work is None:
-            return
+            return None
         self.totals.fetch_outcomes[message.reason] += 1
         if work.row.state is not RepoState.ACTIVE:
             return self._check_failed(work, message)
@@ -525,7 +542,7 @@ class Pipeline:
     def _checked(self, message: m.Checked) -> None:
         work = self._ended_download(message.job, message.facts, Outcome.SUCCESS)
         if work is None:
-            return
+            return None
         row = work.row
         if row.check_due == "status" and message.active is False:
             return self._not_active(work, message.status or "deactivated", "")
@@ -593,7 +610,9 @@ def _identity_failure(did: str, answer: m.Resolved) -> Failure:
             blame = Blame.US  # whoever is silent, it is not this repo
         return Failure(reason=answer.reason, blame=blame, text=answer.text or "", retry_after_s=answer.retry_after_s)
     missing = "PDS" if not answer.pds else "signing key"
-    return Failure(reason="no_pds" if not answer.pds else "no_key", blame=Blame.REPO, text=f"{did}: no {missing} in its document")
+    return Failure(
+        reason="no_pds" if not answer.pds else "no_key", blame=Blame.REPO, text=f"{did}: no {missing} in its document"
+    )
 
 
 def _facts(wire: list[Any] | None) -> HostFacts:

@@ -18,6 +18,7 @@ from relay.repos.tasks import Ask
 from relay.runtime.clock import Clock
 from relay.store import identities, repos
 from relay.store.repos import RepoRow
+from relay.store.statements import Cursor
 
 log = get_logger(__name__)
 
@@ -106,7 +107,9 @@ class Scheduler:
         )
         if wants:
             wanted = dict(wants)
-            self._ask("claim", lambda cur: _claim(cur, wants, self._clock.now()), lambda got: self._claimed(wanted, got))
+            self._ask(
+                "claim", lambda cur: _claim(cur, wants, self._clock.now()), lambda got: self._claimed(wanted, got)
+            )
 
     def _due(self, hosts: list[str]) -> None:
         self._due_hosts = hosts
@@ -204,8 +207,6 @@ class Scheduler:
             do()
 
 
-def _claim(
-    cursor: repos.Cursor, wants: list[tuple[str, int]], now: float
-) -> tuple[list[RepoRow], dict[str, Identity]]:
+def _claim(cursor: Cursor, wants: list[tuple[str, int]], now: float) -> tuple[list[RepoRow], dict[str, Identity]]:
     rows = repos.claim(cursor, wants, now)
     return rows, identities.load_many(cursor, [row.did for row in rows])

@@ -31,11 +31,16 @@ log = get_logger(__name__)
 class Refusal(Protocol):
     """An operation that an ingester will never take, or that cannot be sent at all."""
 
-    operation: bytes
-    reason: str
-    message: str
-    ingester: str
-    attempts: int
+    @property
+    def operation(self) -> bytes: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def message(self) -> str: ...
+    @property
+    def ingester(self) -> str: ...
+    @property
+    def attempts(self) -> int: ...
 
 
 class Token(Protocol):
@@ -83,7 +88,13 @@ class Snapshots:
         give_up: Callable[[Work, Failure], None],
         finished: Callable[[Work], None],
     ) -> None:
-        self._keeper, self._outlet, self._seats, self._operations, self._clock = keeper, outlet, seats, operations, clock
+        self._keeper, self._outlet, self._seats, self._operations, self._clock = (
+            keeper,
+            outlet,
+            seats,
+            operations,
+            clock,
+        )
         self._covers, self._max_retries = covers, max_retries
         self._copied, self._give_up, self._finished = copied, give_up, finished
         self._blocked: dict[int, Work] = {}  # an ingester's queue was full
@@ -154,10 +165,9 @@ class Snapshots:
         if work.over:
             return
         row = work.row
-        if status_is_untold(row):
-            if not self._offer_status(work):
-                self._blocked[work.number] = work
-                return
+        if status_is_untold(row) and not self._offer_status(work):
+            self._blocked[work.number] = work
+            return
         work.begun = True
         self._offer(work)
 
@@ -251,9 +261,8 @@ class Snapshots:
         if work.failure is not None or work.verified is None:
             return
         row, verified = work.row, work.verified
-        if verified.records or row.touched:
-            if not work.begun:
-                return
+        if (verified.records or row.touched) and not work.begun:
+            return
         row.rev, row.data = verified.rev, verified.data
         row.rev_begun = verified.rev
         row.covers = self._covers
@@ -263,9 +272,7 @@ class Snapshots:
         row.synced_at = row.next_attempt_at = self._clock.now()
         self._keeper.apply(row, Event.SNAPSHOT_DELIVERED)
         work.stage, work.over = Stage.ENDING, True
-        self._keeper.store(
-            row, dead=work.dead, operations=work.operations, then=lambda _state: self._finished(work)
-        )
+        self._keeper.store(row, dead=work.dead, operations=work.operations, then=lambda _state: self._finished(work))
 
     # --- account status ---------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ class _Seat:
     slots: range
     alive: bool = False
     jobs: deque[Work] = field(default_factory=deque)
+    done: int = 0
     busy: set[int] = field(default_factory=set)  # filled by the worker, not yet copied by a sender
     to_free: list[int] = field(default_factory=list)
 
@@ -45,6 +46,13 @@ class WorkerSeats:
     @property
     def jobs(self) -> int:
         return sum(len(seat.jobs) for seat in self._seats)
+
+    def view(self, seat_number: int, now: float) -> tuple[str, float | None, int]:
+        """Return (DID in hand or empty, since how many seconds, jobs done) of a seat, for status."""
+        seat = self._seats[seat_number]
+        if not seat.jobs:
+            return "", None, seat.done
+        return seat.jobs[0].did, now - seat.jobs[0].started_at, seat.done
 
     def started(self, seat_number: int) -> None:
         """A process sits down: it may fill every slot of the seat that nobody reads any more."""
@@ -99,6 +107,7 @@ class WorkerSeats:
         seat = self._seats[work.seat]
         if work in seat.jobs:
             seat.jobs.remove(work)
+            seat.done += 1
         if seat.jobs:
             seat.jobs[0].started_at = now
 

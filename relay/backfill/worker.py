@@ -21,8 +21,8 @@ from relay.backfill import messages as m
 from relay.backfill.snapshot import Snapshot, SnapshotSpec, take_snapshot
 from relay.ipc.arena import Arena
 from relay.ipc.child import Pipe, prepare_child
-from relay.observe.log import configure
 from relay.model import AccountStatus, RecordEncoding, Source
+from relay.observe.log import configure
 
 # The walk makes no cycles, so the collector only costs time (PERFORMANCE section 2: up to 2.8x on large repos).
 COLLECT_EVERY_JOBS = 300

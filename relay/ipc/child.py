@@ -41,7 +41,7 @@ def start_forkserver(preload: list[str]) -> None:
 
 def stop_forkserver() -> None:
     """End the forkserver process; for a clean exit that leaves no process behind."""
-    stop = getattr(multiprocessing.forkserver._forkserver, "_stop", None)  # type: ignore[attr-defined]
+    stop = getattr(multiprocessing.forkserver._forkserver, "_stop", None)
     if stop is not None:
         stop()
 
@@ -152,5 +152,5 @@ def prepare_child() -> None:
     faulthandler.enable()
     # The pipe's end tells us as well, but a child in a long computation would notice only afterwards.
     libc = ctypes.CDLL(None, use_errno=True)
-    PR_SET_PDEATHSIG = 1
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    pr_set_pdeathsig = 1
+    libc.prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -5,6 +5,7 @@ One question at a time, in order. While the database is away the question waits 
 
 from __future__ import annotations
 
+import functools
 import queue
 from collections.abc import Callable
 from typing import Any
@@ -54,7 +55,7 @@ class StoreTasks(ServiceThread):
             name, ask, then = item
             answered, result = self._ask(name, ask)
             if answered:
-                self._post(lambda then=then, result=result: self._answer(then, result))
+                self._post(functools.partial(self._answer, then, result))
 
     def _answer(self, then: Callable[[Any], None], result: Any) -> None:
         self.outstanding -= 1

@@ -99,7 +99,11 @@ _WRITTEN = tuple(
     for entry in fields(RepoRow)
     if entry.name not in {"partition", "tracked", "batch", "created_at", "updated_at"}
 )
-_SQL = {name: text.replace("{columns}", _COLUMNS) for name, text in load_statements("repos").items()}
+_PARTS = load_statements("repos")
+_SQL = {
+    name: text.replace("{columns}", _COLUMNS).replace("{fetch_again}", _PARTS["fetch_again"])
+    for name, text in _PARTS.items()
+}
 
 
 def upsert_discovered(
@@ -211,6 +215,12 @@ def store_rows(cur: Cursor, rows: Sequence[RepoRow]) -> list[tuple[str, RepoStat
         missing = sorted({row.did for row in rows} - {row[0] for row in stored})
         raise StoreError(f"{len(rows) - len(stored)} of {len(rows)} repos have no row, or came twice: {missing[:3]}")
     return [(did, RepoState(state)) for did, state, asked in stored if state != asked]
+
+
+def give_up_host(cur: Cursor, host: str, now: float) -> int:
+    """Quarantine the pending repos of a host that are a batch's targets (reason `host_down`); return how many."""
+    cur.execute(_SQL["give_up_host"], {"host": host, "now": now})
+    return cur.rowcount
 
 
 def requeue_due(cur: Cursor, now: float, limit: int) -> Transitions:

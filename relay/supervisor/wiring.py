@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +41,6 @@ log = get_logger(__name__)
 MESSAGE_OVERHEAD_BYTES = 64 * 1024
 # Repos claimed ahead of their download: enough that a claim's round trip is never waited for.
 CLAIMED_AHEAD = 128
-PRELOAD = ["relay.backfill.worker", "relay.backfill.fetcher"]
 STUCK_AFTER_S = 60.0
 
 
@@ -198,8 +197,6 @@ class Machine:
 
     def _call(self, do: Callable[[], None], deadline: float) -> bool:
         """Run something in the engine's thread and wait for it."""
-        import threading
-
         done = threading.Event()
 
         def run() -> None:
@@ -280,13 +277,3 @@ def operator_origins(settings: Settings, hosts: tuple[str, ...] = ()) -> tuple[s
     if settings.discovery.collection_host:
         named.append(settings.discovery.collection_host)
     return tuple(dict.fromkeys(http_origin(each) for each in named))
-
-
-def prepare_memory() -> None:
-    """Tell the C library of the children to keep large freed blocks (PERFORMANCE section 2: 5-20 % on large repos).
-
-    Read by the C library at exec, so it must be in the environment before the forkserver starts.
-    """
-    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(64 * 1024 * 1024))
-    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(256 * 1024 * 1024))
-    os.environ.setdefault("MALLOC_TOP_PAD_", str(16 * 1024 * 1024))

@@ -105,14 +105,18 @@ SELECT {columns} FROM repo
 WHERE state = 'discovered' AND tracked AND next_attempt_at <= to_timestamp(%(now)s) AND did <> ALL(%(exclude)s)
 ORDER BY next_attempt_at LIMIT %(limit)s;
 
+-- fetch_again() -> bool, an expression over r and v      part of store_rows
+-- On the row being updated itself: of another copy of it, PostgreSQL would look at the version before a concurrent change.
+(v.state = 'synced' AND (r.again IS NOT NULL OR r.rev_heard > greatest(v.rev_heard COLLATE "C", v.rev, '')))
+
 -- store_rows(rows json) -> did, state      called by the checkpointer, 1 to 4,000 rows at a time; the rows whose state was stored differently
 -- Primary key, in DID order (a function's rows are probed one after the other). What others may have written meanwhile stands:
 -- rev_heard and rev_begun never fall, a check_due that the writer has not seen stays, another fetch that was asked for happens.
 WITH written AS (
     UPDATE repo r
     SET host = v.host,
-        state = CASE WHEN f.fetch_again THEN 'pending' ELSE v.state END,
-        reason = CASE WHEN f.fetch_again THEN coalesce(r.again, 'newer_rev') ELSE v.reason END,
+        state = CASE WHEN {fetch_again} THEN 'pending' ELSE v.state END,
+        reason = CASE WHEN {fetch_again} THEN coalesce(r.again, 'newer_rev') ELSE v.reason END,
         rev = v.rev,
         data = decode(v.data, 'hex'),
         rev_begun = greatest(r.rev_begun, v.rev_begun COLLATE "C"),
@@ -124,8 +128,8 @@ WITH written AS (
         tell_handle = v.tell_handle, tell_pds = v.tell_pds, tell_identity_us = v.tell_identity_us,
         check_due = coalesce(v.check_due, CASE WHEN r.check_due IS DISTINCT FROM v.seen_check_due THEN r.check_due END),
         again = CASE WHEN v.state = 'active' THEN r.again END,
-        attempts = CASE WHEN f.fetch_again THEN 0 ELSE v.attempts END,
-        next_attempt_at = CASE WHEN f.fetch_again THEN now() ELSE to_timestamp(v.next_attempt_at) END,
+        attempts = CASE WHEN {fetch_again} THEN 0 ELSE v.attempts END,
+        next_attempt_at = CASE WHEN {fetch_again} THEN now() ELSE to_timestamp(v.next_attempt_at) END,
         touched = v.touched OR r.touched,
         shard = v.shard,
         records = v.records,
@@ -139,11 +143,8 @@ WITH written AS (
         told_identity_us bigint, tell_handle text, tell_pds text, tell_identity_us bigint,
         check_due text, seen_check_due text, attempts int, next_attempt_at float8, touched boolean, shard text,
         records bigint, bytes bigint, last_error text, synced_at float8
-    ), repo held, LATERAL (
-        SELECT v.state = 'synced' AND (
-            held.again IS NOT NULL OR held.rev_heard > greatest(v.rev_heard, v.rev, '') COLLATE "C") AS fetch_again
-    ) f
-    WHERE r.did = v.did COLLATE "C" AND held.did = r.did
+    )
+    WHERE r.did = v.did COLLATE "C"
     RETURNING r.did, r.state, v.state AS asked
 )
 SELECT did, state, asked FROM written;
@@ -235,7 +236,8 @@ WHERE did = ANY(%(dids)s) AND tracked;
 -- resync(dids, host, changed_since, all, now) -> old state, new state      called by `repos resync`; delivers again
 -- Primary key, repo_host, or a scan. The status is told again, of inactive repos too; an active repo is fetched once more after its fetch.
 WITH chosen AS MATERIALIZED (
-    SELECT did, state FROM repo
+    SELECT did, state, state <> 'active' AND told_time_us IS NOT NULL AND coalesce(tell_time_us, 0) <= told_time_us AS tell_again
+    FROM repo
     WHERE tracked AND {selection}
     ORDER BY did
     FOR UPDATE
@@ -246,13 +248,15 @@ SET state = CASE WHEN r.state IN ('active', 'inactive', 'discovered') THEN r.sta
     again = CASE WHEN r.state = 'active' THEN 'resync' END,
     attempts = CASE WHEN r.state = 'active' THEN r.attempts ELSE 0 END,
     next_attempt_at = CASE WHEN r.state = 'active' THEN r.next_attempt_at ELSE to_timestamp(%(now)s) END,
-    tell_active = CASE WHEN t.tell_again THEN r.told_active ELSE r.tell_active END,
-    tell_status = CASE WHEN t.tell_again THEN r.told_status ELSE r.tell_status END,
-    tell_time_us = CASE WHEN t.tell_again THEN r.told_time_us + 1 ELSE r.tell_time_us END,
+    tell_active = CASE WHEN c.tell_again THEN r.told_active ELSE r.tell_active END,
+    tell_status = CASE WHEN c.tell_again THEN r.told_status ELSE r.tell_status END,
+    tell_time_us = CASE WHEN c.tell_again THEN r.told_time_us + 1 ELSE r.tell_time_us END,
     updated_at = to_timestamp(%(now)s)
-FROM chosen c, repo held, LATERAL (
-    SELECT held.state <> 'active' AND held.told_time_us IS NOT NULL
-           AND coalesce(held.tell_time_us, 0) <= held.told_time_us AS tell_again
-) t
-WHERE r.did = c.did AND held.did = c.did
+FROM chosen c WHERE r.did = c.did
 RETURNING c.state, r.state;
+
+-- give_up_host(host, now)      called by backfill.scheduler: in a batch, a host that has answered nobody for long
+-- Index repo_pending. One statement: such a host may have a hundred thousand repos, and one after the other would take days.
+UPDATE repo
+SET state = 'quarantined', reason = 'host_down', last_error = 'the host answered nobody', updated_at = to_timestamp(%(now)s)
+WHERE state = 'pending' AND tracked AND host = %(host)s AND batch IS NOT NULL;

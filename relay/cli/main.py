@@ -1,0 +1,90 @@
+"""The entry of the command line: parses, loads the configuration, hands over to the command, turns errors into exit codes.
+
+Only what every command needs is imported here; a command imports what it needs when it runs. In particular nothing that
+loads gRPC: `backfill` starts its forkserver first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from relay import __version__
+from relay.cli.exits import Exit
+from relay.config.load import load
+from relay.errors import ConfigError, RelayError
+from relay.observe.log import configure
+
+COMMANDS = ("backfill", "ingester", "config")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    command = importlib.import_module(f"relay.cli.{args.command}")
+    if args.command == "ingester":
+        configure(args.log_level or "info", args.log_format or "text")
+        return int(command.run(args))
+    overrides = {key: (value, flag) for key, value, flag in _overrides(args) if value is not None}
+    try:
+        loaded = load(args.config, os.environ, overrides)
+    except ConfigError as exc:
+        print(f"relay: {exc}", file=sys.stderr)
+        return Exit.USAGE
+    configure(loaded.settings.log_level, loaded.settings.log_format)
+    try:
+        return int(command.run(args, loaded))
+    except ConfigError as exc:
+        print(f"relay: {exc}", file=sys.stderr)
+        return Exit.USAGE
+    except RelayError as exc:
+        print(f"relay: {exc}", file=sys.stderr)
+        return Exit.CANNOT_GO_ON
+    except BrokenPipeError:
+        # `relay repos list | head`: the reader has seen enough. Python would complain once more when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.OK
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
+
+
+def entry() -> None:
+    """Console script."""
+    sys.exit(main())
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    group = common.add_argument_group("common options")
+    group.add_argument(
+        "--config", metavar="FILE", default=None, help="configuration file (default: see config/config.yaml)"
+    )
+    group.add_argument("--log-level", default=None, choices=("debug", "info", "warning", "error"))
+    group.add_argument("--log-format", default=None, choices=("text", "json"))
+    group.add_argument("--no-progress", action="store_true", help="no live view: a line every few seconds")
+    parser = argparse.ArgumentParser(
+        prog="relay",
+        description="Every record of the AT Protocol collections you want, past and future, pushed to your ingesters.",
+        parents=[common],
+    )
+    parser.add_argument("--version", action="version", version=f"tradr-relay {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        importlib.import_module(f"relay.cli.{name}").add_parser(subparsers)
+    return parser
+
+
+def _overrides(args: argparse.Namespace) -> list[tuple[str, object, str]]:
+    return [
+        ("log_level", args.log_level, "--log-level"),
+        ("log_format", args.log_format, "--log-format"),
+        ("firehose.nsid_filter", getattr(args, "nsid_filter", None), "--nsid-filter"),
+    ]
+
+
+if __name__ == "__main__":
+    entry()

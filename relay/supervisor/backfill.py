@@ -1,0 +1,482 @@
+"""`backfill`: from a list of targets to a result. Opens what is needed, runs the machine until the targets are finished, stops it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import queue
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from relay import __version__
+from relay.admin.http import AdminHttp
+from relay.atproto.nsid_filter import NsidFilter
+from relay.cluster.leases import Lease
+from relay.config.schema import Settings
+from relay.discovery.listing import Enumeration, EnumerationResult
+from relay.discovery.sink import StoreSink
+from relay.errors import RelayError, StoreError, StoreFenced
+from relay.ipc.child import stop_forkserver
+from relay.model import RepoState
+from relay.net.address import http_origin
+from relay.net.guard import Guard
+from relay.net.http import Fetcher, user_agent
+from relay.net.xrpc import Xrpc
+from relay.observe.log import get_logger
+from relay.observe.metrics import Metrics
+from relay.observe.status import ListingView, Phase, StatusSnapshot
+from relay.runtime.clock import SystemClock
+from relay.runtime.service import ServiceThread
+from relay.runtime.signals import StopSignals
+from relay.store import batches, instances, repos
+from relay.store.partitions import Holder
+from relay.store.pool import Database
+from relay.store.repos import UpsertResult
+from relay.store.statements import Cursor
+from relay.supervisor.firstseq import store_first_cursor
+from relay.supervisor.local_ingester import LocalIngester, default_sink
+from relay.supervisor.observer import Observer
+from relay.supervisor.wiring import Machine, operator_origins
+
+log = get_logger(__name__)
+
+LOOK_EVERY_S = 0.5
+HEARTBEAT_EVERY_S = 2.0
+RECOUNT_FIRST_S = 5.0
+FINISH_CHECK_S = 0.2
+QUARANTINED_LISTED = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Targets:
+    """What to backfill. Exactly one of them is set."""
+
+    everything: bool = False
+    collections: tuple[str, ...] = ()
+    dids: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+
+    def spec(self, nsid_filter: NsidFilter) -> str:
+        """Return the text by which the same command finds its unfinished batch again."""
+        kind: dict[str, object] = {"filter": list(nsid_filter.patterns)}
+        if self.everything:
+            kind["all"] = True
+        elif self.dids:
+            digest = hashlib.sha256("\n".join(sorted(self.dids)).encode()).hexdigest()
+            kind["dids"] = f"{len(self.dids)}:{digest}"
+        else:
+            kind["collections" if self.collections else "hosts"] = sorted(self.collections or self.hosts)
+        return json.dumps(kind, sort_keys=True)
+
+
+@dataclass(slots=True, kw_only=True)
+class Summary:
+    """How a backfill ended. `why`: set when it could not go on. Rates are over the time that the machine ran."""
+
+    interrupted: bool = False
+    why: str | None = None
+    counts: dict[RepoState, int] = field(default_factory=dict)
+    reasons: list[tuple[RepoState, str | None, int]] = field(default_factory=list)
+    quarantined: list[tuple[str, str | None, str | None]] = field(default_factory=list)  # did, reason, last error
+    failed_listings: list[str] = field(default_factory=list)
+    dead_letters: int = 0
+    records: int = 0
+    operations: int = 0
+    bytes_fetched: int = 0
+    repos_synced: int = 0
+    took_s: float = 0.0
+
+
+class Reporter:
+    """Whom a run tells how it goes: the terminal, or lines. The default says nothing."""
+
+    def waiting(self, text: str) -> None:
+        """It waits for something before it can begin."""
+
+    def started(self, addresses: dict[str, str]) -> None:
+        """It runs; what listens where."""
+
+    def show(self, snapshot: StatusSnapshot) -> None:
+        """Called about twice a second."""
+
+    def ended(self) -> None:
+        """No more snapshots: give the terminal back."""
+
+
+class BackfillRun:
+    """One `backfill` command. `run()` blocks until it has ended; call it from the main thread."""
+
+    def __init__(self, settings: Settings, targets: Targets, nsid_filter: NsidFilter, reporter: Reporter) -> None:
+        self._settings, self._targets, self._filter, self._reporter = settings, targets, nsid_filter, reporter
+        self._clock = SystemClock()
+        self._deaths: queue.SimpleQueue[tuple[str, BaseException]] = queue.SimpleQueue()
+        self._summary = Summary()
+        self._metrics = Metrics(version=__version__, runtime=settings.metrics.enable_runtime_metrics)
+        self._enumeration_result: EnumerationResult | None = None
+        self._finished = False
+        self._finish_asked = False
+        self._recounted_at = 0.0
+        self._recount_every_s = RECOUNT_FIRST_S
+        self._store_away: dict[str, str] = {}
+
+    def run(self) -> Summary:
+        """Do it. Raises RelayError when it cannot begin (configuration, database, ports, ingester)."""
+        settings = self._settings
+        signals = StopSignals()
+        signals.install()
+        data_dir = Path(settings.relay.data_dir)
+        data_dir.mkdir(parents=True, exist_ok=True)
+        database = Database(settings.database, data_dir)
+        database.open()
+        lease = Lease(database, _owner(), on_lost=lambda exc: self._deaths.put(("lease", exc)))
+        try:
+            if self._acquire(lease, signals):
+                self._with_lease(database, lease, signals, data_dir)
+            else:
+                self._summary.interrupted = True
+        finally:
+            self._reporter.ended()
+            lease.release(time.monotonic() + 2.0)
+            database.close()
+            stop_forkserver()
+        return self._summary
+
+    # --- before -----------------------------------------------------------------------------------------------------------
+
+    def _acquire(self, lease: Lease, signals: StopSignals) -> bool:
+        """Wait for the lease; False: interrupted."""
+        stop = threading.Event()
+        said: set[str] = set()
+
+        def waiting(holder: Holder | None, trouble: str | None) -> None:
+            if signals.wait(0.0) is not None:
+                stop.set()
+                return
+            text = trouble or f"another instance is at work ({holder.owner if holder else '?'}): waiting until it ends"
+            if text not in said:
+                said.add(text)
+                self._reporter.waiting(text)
+
+        return lease.acquire(stop, waiting)
+
+    def _with_lease(self, database: Database, lease: Lease, signals: StopSignals, data_dir: Path) -> None:
+        settings = self._settings
+        now = self._clock.now()
+        with database.transaction("begin", epoch=lease.epoch) as cursor:
+            reset = repos.reset_active(cursor)
+            batch, resumed = batches.open_batch(cursor, self._targets.spec(self._filter), now)
+            instances.forget_silent(cursor, 3600)
+        log.info("batch_opened", batch=batch, resumed=resumed, left_active=reset)
+        spool_dir = data_dir / "spool"
+        shutil.rmtree(spool_dir, ignore_errors=True)  # whoever wrote there does not hold the lease any more
+        spool_dir.mkdir(parents=True)
+        local: LocalIngester | None = None
+        addresses = settings.ingesters
+        if not addresses:
+            local = LocalIngester(default_sink(data_dir))
+            addresses = (local.start(),)
+        try:
+            self._with_ingesters(database, lease, signals, batch, spool_dir, addresses, local)
+        finally:
+            if local is not None:
+                local.stop(time.monotonic() + 20.0)
+            shutil.rmtree(spool_dir, ignore_errors=True)
+
+    def _with_ingesters(
+        self,
+        database: Database,
+        lease: Lease,
+        signals: StopSignals,
+        batch: int,
+        spool_dir: Path,
+        addresses: tuple[str, ...],
+        local: LocalIngester | None,
+    ) -> None:
+        settings = self._settings
+        origins = operator_origins(settings, self._targets.hosts)
+        machine = Machine(
+            settings,
+            database,
+            addresses=addresses,
+            nsid_filter=self._filter,
+            batch=batch,
+            epoch=lambda: lease.epoch,
+            spool_dir=spool_dir,
+            operator_origins=origins,
+            on_death=lambda name, exc: self._deaths.put((name, exc)),
+            on_store=self._on_store,
+        )
+        self._metrics.declare_ingesters(addresses)
+        observer = Observer(
+            machine, self._metrics, instance=settings.relay.name, command="backfill", listing=self._listing
+        )
+        fetcher = Fetcher(
+            Guard(allow_private=settings.security.allow_private_hosts, exempt=origins),
+            user_agent=user_agent(settings.http.contact),
+        )
+        self._discovery = Discovery(
+            Enumeration(
+                Xrpc(fetcher),
+                machine.gate,
+                StoreSink(
+                    database,
+                    epoch=lambda: lease.epoch,
+                    batch=batch,
+                    partitions=settings.relay.partitions,
+                    clock=self._clock,
+                    insufficient=self._insufficient,
+                    took=lambda result, uncovered: machine.engine.post(lambda: self._took(machine, result, uncovered)),
+                ),
+                batch=batch,
+                on_stop=fetcher.abort,
+            ),
+            self._targets,
+            settings,
+            first=lambda: store_first_cursor(settings, database, lambda: lease.epoch, origins),
+            on_death=lambda name, exc: self._deaths.put((name, exc)),
+        )
+        http = AdminHttp(
+            settings.metrics.host,
+            settings.metrics.port,
+            health=lambda: _health(machine, observer),
+            ready=lambda: _ready(observer),
+            snapshot=lambda: observer.snapshot,
+            metrics=self._metrics.render,
+        )
+        address = f"{http.address[0]}:{http.address[1]}"
+        with database.transaction("register") as cursor:
+            instance = instances.register(
+                cursor,
+                name=settings.relay.name,
+                command="backfill",
+                pid=os.getpid(),
+                host=socket.gethostname(),
+                version=__version__,
+                phase=observer.phase.value,
+                started_at=self._clock.now(),
+                metrics_address=address,
+            )
+        began = time.monotonic()
+        self._plug(machine, observer, batch, instance)
+        http.start()
+        machine.start()
+        self._discovery.start()
+        self._reporter.started({"metrics": address, "ingesters": ", ".join(addresses)})
+        try:
+            self._wait(machine, observer, signals, local)
+        finally:
+            observer.phase = Phase.DRAINING
+            deadline = time.monotonic() + settings.relay.shutdown_timeout_sec
+            self._discovery.request_stop()
+            machine.stop(deadline)
+            self._discovery.join(deadline)
+            observer.phase = Phase.STOPPED
+            http.request_stop()
+            http.join(time.monotonic() + 2.0)
+            self._close_books(database, lease, machine, batch, instance, time.monotonic() - began)
+
+    # --- while it runs ------------------------------------------------------------------------------------------------------
+
+    def _plug(self, machine: Machine, observer: Observer, batch: int, instance: int) -> None:
+        """What the engine does now and then for this run."""
+
+        def look() -> None:
+            observer.store_away = next(iter(self._store_away.values()), None)
+            observer.look()
+
+        def heartbeat() -> None:
+            phase = observer.phase.value
+            if machine.tasks.outstanding < 50:
+                machine.tasks.submit("heartbeat", lambda cur: instances.heartbeat(cur, instance, phase), lambda _: None)
+
+        machine.engine.every(LOOK_EVERY_S, look)
+        machine.engine.every(HEARTBEAT_EVERY_S, heartbeat)
+        machine.engine.every(1.0, lambda: self._recount(machine, batch))
+        machine.engine.every(FINISH_CHECK_S, lambda: self._look_for_end(machine, batch))
+
+    def _wait(self, machine: Machine, observer: Observer, signals: StopSignals, local: LocalIngester | None) -> None:
+        while True:
+            if signals.wait(0.25) is not None:
+                self._summary.interrupted = True
+                return
+            if not self._deaths.empty():
+                name, exc = self._deaths.get()
+                self._summary.why = str(exc) if isinstance(exc, RelayError) else f"{name}: {type(exc).__name__}: {exc}"
+                return
+            if self._finished:
+                return
+            if local is not None:
+                local.restart_if_dead()
+            self._reporter.show(observer.snapshot)
+
+    def _look_for_end(self, machine: Machine, batch: int) -> None:
+        """The end: everything is enumerated, nothing is in work, and the database knows of no unfinished target."""
+        if self._finished or self._finish_asked or not self._discovery.is_over:
+            return
+        if machine.pipeline.in_work or machine.keeper.rows or machine.keeper.waiting:
+            return
+        self._finish_asked = True
+
+        def answer(unfinished: int) -> None:
+            self._finish_asked = False
+            if unfinished == 0 and not machine.pipeline.in_work and not machine.keeper.rows:
+                self._finished = True
+
+        machine.tasks.submit("unfinished", lambda cur: repos.unfinished_of_batch(cur, batch), answer)
+
+    def _recount(self, machine: Machine, batch: int) -> None:
+        """Correct the counts from the database: seldom where counting is dear."""
+        now = time.monotonic()
+        if now - self._recounted_at < self._recount_every_s:
+            return
+        self._recounted_at = now
+
+        def ask(cursor: Cursor) -> tuple[float, dict[RepoState, int], dict[RepoState, int]]:
+            began = time.monotonic()
+            return_all = repos.count_by_state(cursor)
+            return_batch = repos.count_by_state(cursor, batch)
+            return time.monotonic() - began, return_all, return_batch
+
+        def take(answer: tuple[float, dict[RepoState, int], dict[RepoState, int]]) -> None:
+            took_s, everything, targets = answer
+            self._recount_every_s = max(RECOUNT_FIRST_S, 50 * took_s)
+            machine.keeper.counts.clear()
+            machine.keeper.counts.update(everything)
+            machine.keeper.targets.clear()
+            machine.keeper.targets.update(targets)
+
+        machine.tasks.submit("recount", ask, take)
+
+    def _took(self, machine: Machine, result: UpsertResult, uncovered: int) -> None:
+        """A page of discovered repos is stored."""
+        for (old, new), count in result.transitions.items():
+            for counts in (machine.keeper.counts, machine.keeper.targets):
+                counts[new] += count
+                if old is not None:
+                    counts[old] -= count
+        if uncovered:
+            machine.keeper.moved({(RepoState.SYNCED, RepoState.PENDING): uncovered}, of_batch=True)
+        machine.scheduler.something_changed()
+
+    def _insufficient(self, covers: Collection[str | None]) -> Collection[str]:
+        """Which of these filters do not cover ours?"""
+        return [text for text in covers if text is not None and not _parse_covers(text).covers(self._filter)]
+
+    def _listing(self) -> ListingView:
+        progress = self._discovery.enumeration.snapshot()
+        return ListingView(
+            running=not self._discovery.is_over,
+            source=progress.source,
+            hosts_total=progress.hosts_total,
+            hosts_done=progress.hosts_done,
+            hosts_failed=progress.hosts_failed,
+            repos_seen=progress.repos_seen,
+        )
+
+    def _on_store(self, reason: str | None) -> None:
+        name = threading.current_thread().name
+        if reason is None:
+            self._store_away.pop(name, None)
+        else:
+            self._store_away[name] = reason
+
+    # --- after ----------------------------------------------------------------------------------------------------------------
+
+    def _close_books(
+        self, database: Database, lease: Lease, machine: Machine, batch: int, instance: int, took_s: float
+    ) -> None:
+        summary, totals = self._summary, machine.pipeline.totals
+        summary.took_s = took_s
+        summary.records, summary.bytes_fetched, summary.repos_synced = (
+            totals.records,
+            totals.bytes_fetched,
+            totals.synced,
+        )
+        summary.operations = sum(each.delivered_operations for each in machine.delivery.status())
+        result = self._discovery.result
+        if result is not None:
+            summary.failed_listings = [f"{each.host or each.param}: {each.text}" for each in result.failed]
+        try:
+            with database.transaction("close the books", epoch=lease.epoch) as cursor:
+                summary.counts = repos.count_by_state(cursor, batch)
+                summary.reasons = repos.reasons_of_batch(cursor, batch)
+                summary.quarantined = [
+                    (row.did, row.reason, row.last_error)
+                    for row in repos.quarantined_of_batch(cursor, batch, QUARANTINED_LISTED)
+                ]
+                if self._finished:
+                    batches.finish_batch(cursor, batch, self._clock.now(), json.dumps(summary.counts))
+                instances.unregister(cursor, instance)
+        except (StoreError, StoreFenced) as exc:
+            log.warning("books_not_closed", reason=str(exc))
+        if result is not None and self._finished and not sum(summary.counts.values()) and result.failed:
+            summary.why = f"nothing could be enumerated: {summary.failed_listings[0]}"
+
+
+class Discovery(ServiceThread):
+    """The enumerating thread. `first` runs before anything is enumerated (it stores the firehose's cursor)."""
+
+    def __init__(
+        self,
+        enumeration: Enumeration,
+        targets: Targets,
+        settings: Settings,
+        *,
+        first: Callable[[], None],
+        on_death: Callable[[str, BaseException], None],
+    ) -> None:
+        super().__init__("discovery", on_death)
+        self.enumeration, self._targets, self._settings, self._first = enumeration, targets, settings, first
+        self.result: EnumerationResult | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.result is not None
+
+    def wake(self) -> None:
+        self.enumeration.request_stop()
+
+    def run(self) -> None:
+        self._first()
+        targets, enumeration = self._targets, self.enumeration
+        upstream = self._settings.firehose.relay_host
+        if targets.dids:
+            self.result = enumeration.enumerate_dids(targets.dids)
+        elif targets.hosts:
+            self.result = enumeration.enumerate_hosts([http_origin(host) for host in targets.hosts])
+        elif targets.collections:
+            origin = http_origin(self._settings.discovery.collection_host or upstream)
+            self.result = enumeration.enumerate_collections(origin, targets.collections)
+        else:
+            self.result = enumeration.enumerate_network(http_origin(upstream))
+
+
+def _parse_covers(text: str) -> NsidFilter:
+    return NsidFilter.parse(text.split(",") if text else ())
+
+
+def _owner() -> str:
+    return f"backfill, process {os.getpid()} on {socket.gethostname()}"
+
+
+def _health(machine: Machine, observer: Observer) -> tuple[int, str]:
+    stuck = machine.is_stuck()
+    if stuck is not None:
+        return 503, stuck
+    if observer.phase is Phase.STOPPED:
+        return 503, "stopping"
+    return 200, f"{observer.phase.value}{': ' + observer.reason if observer.reason else ''}"
+
+
+def _ready(observer: Observer) -> tuple[int, str]:
+    ready = observer.phase is Phase.RUNNING
+    return (200 if ready else 503), f"{observer.phase.value}{': ' + observer.reason if observer.reason else ''}"
+
+
+__all__ = ["BackfillRun", "Discovery", "Reporter", "Summary", "Targets"]

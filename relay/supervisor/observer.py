@@ -1,0 +1,225 @@
+"""What an instance shows of itself: every half second one frozen snapshot, and the metrics that follow from it.
+
+`look` runs in the engine's thread, so it may read everything there; the snapshot is then anybody's.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+
+from relay import __version__
+from relay.model import Incident, RepoState
+from relay.observe.metrics import Arena, ChildRole, FetchOutcome, Metrics, Queue
+from relay.observe.rates import EtaMeter, RateMeter
+from relay.observe.status import (
+    ErrorView,
+    FetchView,
+    Gauge,
+    HostView,
+    IncidentView,
+    IngesterView,
+    ListingView,
+    Phase,
+    Rates,
+    StatusSnapshot,
+    Targets,
+    WorkerView,
+    rfc3339,
+)
+from relay.repos.lifecycle import FINISHED
+from relay.supervisor.wiring import Machine
+
+HOSTS_SHOWN = 50
+LAST_ERRORS_SHOWN = 10
+
+
+class Observer:
+    """`listing()` tells how far the enumeration is; `targets_final()` whether it is over."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        metrics: Metrics,
+        *,
+        instance: str,
+        command: str,
+        listing: Callable[[], ListingView],
+    ) -> None:
+        self._machine, self._metrics, self._instance, self._command = machine, metrics, instance, command
+        self._listing = listing
+        self._started = time.monotonic()
+        self._repos_rate, self._records_rate, self._bytes_rate = RateMeter(), RateMeter(), RateMeter()
+        self._eta = EtaMeter()
+        self._counted: dict[str, float] = {}
+        self.phase = Phase.STARTING
+        self.reason = ""
+        self.store_away: str | None = None
+        self.incidents: Sequence[Incident] = ()
+        self.cursor: int | None = None
+        self.upstream = ""
+        self.snapshot = StatusSnapshot(instance=instance, phase=Phase.STARTING, command=command, version=__version__)
+
+    def look(self) -> None:
+        """Make a new snapshot and update the metrics."""
+        now = time.monotonic()
+        machine, totals = self._machine, self._machine.pipeline.totals
+        ingesters = machine.delivery.status()
+        self._judge_phase(ingesters_healthy=sum(each.healthy for each in ingesters), ingesters=len(ingesters))
+        listing = self._listing()
+        counts, targets = machine.keeper.counts, machine.keeper.targets
+        done = sum(targets[state] for state in FINISHED)
+        finished = totals.synced + totals.inactive
+        self._repos_rate.update(now, finished)
+        self._records_rate.update(now, totals.records)
+        self._bytes_rate.update(now, totals.bytes_fetched)
+        target_view = Targets()
+        if machine.keeper.batch is not None:
+            total = sum(targets.values())
+            self._eta.update(now, done, total)
+            target_view = Targets(
+                total=total,
+                done=done,
+                synced=targets[RepoState.SYNCED],
+                inactive=targets[RepoState.INACTIVE],
+                quarantined=targets[RepoState.QUARANTINED],
+                final=not listing.running,
+                eta_s=self._eta.eta_s(),
+            )
+        hosts = machine.gate.snapshot(HOSTS_SHOWN)
+        self.snapshot = StatusSnapshot(
+            instance=self._instance,
+            phase=self.phase,
+            reason=self.reason,
+            at=rfc3339(time.time()),
+            version=__version__,
+            command=self._command,
+            pid=os.getpid(),
+            uptime_s=now - self._started,
+            repos={state.value: max(0, counts[state]) for state in RepoState},
+            records_delivered=totals.records,
+            bytes_fetched=totals.bytes_fetched,
+            rates=Rates(
+                repos_per_s=self._repos_rate.rate(),
+                records_per_s=self._records_rate.rate(),
+                bytes_per_s=self._bytes_rate.rate(),
+            ),
+            ingesters=tuple(
+                IngesterView(
+                    address=each.address,
+                    healthy=each.healthy,
+                    reason=each.reason,
+                    in_flight_batches=each.in_flight_batches,
+                    queued_operations=each.queued_operations,
+                    oldest_unacked_s=each.oldest_unacked_s,
+                    queued_live=each.queued_live,
+                    queued_backfill=each.queued_backfill,
+                    in_flight_bytes=each.in_flight_bytes,
+                    window_batches=each.window_batches,
+                    rtt_ms=each.rtt_ms,
+                    sent_operations=each.sent_operations,
+                    delivered_operations=each.delivered_operations,
+                )
+                for each in ingesters
+            ),
+            incidents=tuple(IncidentView.of(incident) for incident in self.incidents),
+            operations_sent=sum(each.sent_operations for each in ingesters),
+            operations_delivered=sum(each.delivered_operations for each in ingesters),
+            targets=target_view,
+            listing=listing,
+            fetch=FetchView(
+                active=len(machine.pipeline.downloads.running),
+                limit=machine.settings.backfiller.parallel_backfills,
+                done=totals.fetch_outcomes["ok"],
+                failed=sum(totals.fetch_outcomes.values()) - totals.fetch_outcomes["ok"],
+                rate_limit_waits=totals.fetch_outcomes["rate_limited"],
+            ),
+            workers=self._workers(),
+            hosts=tuple(
+                HostView(
+                    host=each.host,
+                    state="down" if each.is_open else "waiting" if each.paused_for_s > 0 else "ok",
+                    connections=each.in_flight,
+                    limit_per_s=machine.settings.backfiller.host_requests_per_sec,
+                    wait_s=each.paused_for_s,
+                    done=each.started - each.failed - each.limited,
+                    failed=each.failed,
+                )
+                for each in hosts
+            ),
+            gauges=self._gauges(),
+            failures=dict(totals.failures.most_common(50)),
+            last_errors=tuple(
+                ErrorView(at=rfc3339(at), reason=reason, text=text)
+                for at, _did, reason, text in list(machine.pipeline.last_failures)[-LAST_ERRORS_SHOWN:]
+            ),
+        )
+        self._count(ingesters)
+
+    def _judge_phase(self, *, ingesters_healthy: int, ingesters: int) -> None:
+        if self.phase in (Phase.DRAINING, Phase.STOPPED):
+            return
+        if self.store_away is not None:
+            self.phase, self.reason = Phase.WAITING, f"database away: {self.store_away}"
+        elif ingesters and not ingesters_healthy:
+            self.phase, self.reason = Phase.WAITING, "no ingester answers"
+        else:
+            self.phase, self.reason = Phase.RUNNING, ""
+
+    def _workers(self) -> tuple[WorkerView, ...]:
+        return tuple(
+            WorkerView(role=role, number=number, pid=pid, state="dead" if pid is None else "idle", restarts=restarts)
+            if role != "worker"
+            else self._worker(number, pid, restarts)
+            for role, number, pid, restarts in self._machine.children.snapshot()
+        )
+
+    def _worker(self, number: int, pid: int | None, restarts: int) -> WorkerView:
+        doing, busy_s, done = self._machine.pipeline.seats.view(number, time.monotonic())
+        state = "dead" if pid is None else "busy" if doing else "idle"
+        return WorkerView(
+            role="worker", number=number, pid=pid, state=state, doing=doing, busy_s=busy_s, done=done, restarts=restarts
+        )
+
+    def _gauges(self) -> tuple[Gauge, ...]:
+        machine = self._machine
+        pipeline = machine.pipeline
+        return (
+            Gauge(name="CAR slots", used=pipeline.downloads.slots.in_use, limit=machine.plan.car_slots),
+            Gauge(name="operation slots", used=pipeline.seats.slots_in_use, limit=machine.plan.operation_slots),
+            Gauge(name="claimed, waiting for host", used=pipeline.downloads.queued),
+            Gauge(name="resolving", used=len(pipeline.resolves)),
+            Gauge(name="waiting for worker", used=len(pipeline.seats.queue)),
+            Gauge(name="in work", used=pipeline.in_work),
+            Gauge(name="to be stored", used=machine.keeper.waiting),
+        )
+
+    def _count(self, ingesters: Sequence[object]) -> None:
+        """Feed the metrics: counters get what was added since the last look."""
+        metrics, machine = self._metrics, self._machine
+        totals, pipeline = machine.pipeline.totals, machine.pipeline
+        metrics.repos({state: max(0, machine.keeper.counts[state]) for state in RepoState})
+        metrics.slots(Arena.CAR, pipeline.downloads.slots.in_use, machine.plan.car_slots)
+        metrics.slots(Arena.OPERATIONS, pipeline.seats.slots_in_use, machine.plan.operation_slots)
+        metrics.healthy_ingesters.set(sum(1 for each in machine.delivery.status() if each.healthy))
+        for each in machine.delivery.status():
+            metrics.ingester(
+                each.address, in_flight_batches=each.in_flight_batches, oldest_unacked_s=each.oldest_unacked_s
+            )
+            metrics.sent(each.address, int(self._added(f"sent {each.address}", each.sent_operations)))
+            metrics.sent(each.address, int(self._added(f"resent {each.address}", each.resent_operations)), again=True)
+        metrics.records_delivered.inc(self._added("records", totals.records))
+        metrics.repo_finished(RepoState.SYNCED, int(self._added("synced", totals.synced)))
+        metrics.repo_finished(RepoState.INACTIVE, int(self._added("inactive", totals.inactive)))
+        for reason, count in totals.failures.items():
+            for _ in range(int(self._added(f"failure {reason}", count))):
+                metrics.repo_failed(reason)
+
+    def _added(self, name: str, total: float) -> float:
+        before = self._counted.get(name, 0.0)
+        self._counted[name] = total
+        return max(0.0, total - before)
+
+
+__all__ = ["ChildRole", "FetchOutcome", "Observer", "Queue"]
