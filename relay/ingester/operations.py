@@ -6,7 +6,6 @@ again, also when a newer `rev` has been applied in between.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,12 +20,13 @@ from relay.pb import ingester_pb2 as pb
 
 # did + collection + rkey must fit into one entry of a PostgreSQL index (2,704 bytes); real DIDs have 32 to 261.
 MAX_DID_BYTES = 1024
+MAX_RKEY_BYTES = 512
+MAX_CID_BYTES = 256
 
 _DID = re.compile(r"did:[a-z]+:[A-Za-z0-9._:%-]*[A-Za-z0-9._-]", re.ASCII)
 _COLLECTION = re.compile(r"(?=.{1,317}\Z)[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+", re.ASCII)
 _RKEY = re.compile(r"[A-Za-z0-9._:~-]{1,512}", re.ASCII)
 _REV = re.compile(r"[A-Za-z0-9._:~-]{1,64}", re.ASCII)
-_CID = re.compile(r"[A-Za-z0-9+/=]{1,256}", re.ASCII)
 _PATTERN = re.compile(r"(?=.{1,320}\Z)[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*(\.|\.\*)?", re.ASCII)
 _NUL = "\x00"
 
@@ -169,13 +169,16 @@ def prepare_changes(
 ) -> tuple[list[Change], list[Refusal]]:
     """Check every operation and turn the good ones into changes.
 
-    The hot path: about 1.5 us a record. Raises nothing: what is wrong with an operation becomes its Refusal.
+    The hot path, about 2 us a record: neighbours share did, collection and rev, so only what differs from the operation
+    before is checked. Raises nothing: what is wrong with an operation becomes its Refusal.
     """
     changes: list[Change] = []
     refusals: list[Refusal] = []
     add = changes.append
     puts, delete = (pb.CREATE, pb.UPDATE), pb.DELETE
-    known_did = ""
+    good_did: str | None = None
+    good_rev: str | None = None
+    good_collection: str | None = None
     for index, op in enumerate(operations):
         try:
             if op is None:
@@ -183,38 +186,44 @@ def prepare_changes(
             if refuse is not None and (message := refuse(op)) is not None:
                 raise Malformed(message)
             did = op.did
-            if did != known_did:
+            if did != good_did:
                 check_did(did)
-                known_did = did
+                good_did = did
             kind = op.type
-            if kind in puts:
-                add(_put(op, did, encode_row))
-            elif kind == delete:
-                rev, path = _rev(op), _path(op.collection, op.rkey)
-                add(RecordChange(did, rev, path, None))
-            else:
+            is_put = kind in puts
+            if not is_put and kind != delete:
                 add(_other(op, did))
+                continue
+            rev, collection, rkey = op.rev, op.collection, op.rkey
+            if rev != good_rev:
+                check_rev(rev)
+                good_rev = rev
+            if collection != good_collection:
+                check_collection(collection)
+                good_collection = collection
+            # Most record keys are TIDs; the pattern costs four times as much as this.
+            if not (rkey.isalnum() and rkey.isascii() and len(rkey) <= MAX_RKEY_BYTES):
+                check_rkey(rkey, collection)
+            path = f"{collection}/{rkey}"
+            row: object | None = None
+            if is_put:
+                cid = op.cid
+                if not (cid.isalnum() and cid.isascii() and len(cid) <= MAX_CID_BYTES):
+                    raise Malformed(f"cid {cid[:80]!r} of {path} is empty or no CID")
+                # An unset member of the oneof reads as empty, and no record is: JSON has at least {}, DAG-CBOR at least a0.
+                record_json = op.record_json
+                if record_json:
+                    check_json(record_json, path)
+                    row = encode_row(did, collection, rkey, cid, rev, op.time_us, record_json, None)
+                else:
+                    record_cbor = op.record_cbor
+                    if not record_cbor:
+                        raise Malformed(f"{pb.OperationType.Name(kind)} of {path} has no record")
+                    row = encode_row(did, collection, rkey, cid, rev, op.time_us, None, record_cbor)
+            add(RecordChange(did, rev, path, row))
         except Malformed as exc:
             refusals.append(Refusal(index=index, message=str(exc)))
     return changes, refusals
-
-
-def _put(op: pb.Operation, did: str, encode_row: EncodeRow) -> RecordChange:
-    rev, collection, rkey, cid = _rev(op), op.collection, op.rkey, op.cid
-    path = _path(collection, rkey)
-    if _CID.fullmatch(cid) is None:
-        raise Malformed(f"cid {cid[:80]!r} of {path} is empty or no CID")
-    # An unset member of the oneof reads as empty, and no record is empty: JSON has at least {}, DAG-CBOR at least a0.
-    record_json = op.record_json
-    if record_json:
-        check_json(record_json, path)
-        row = encode_row(did, collection, rkey, cid, rev, op.time_us, record_json, None)
-    else:
-        record_cbor = op.record_cbor
-        if not record_cbor:
-            raise Malformed(f"{pb.OperationType.Name(op.type)} of {path} has no record")
-        row = encode_row(did, collection, rkey, cid, rev, op.time_us, None, record_cbor)
-    return RecordChange(did, rev, path, row)
 
 
 def _other(op: pb.Operation, did: str) -> Change:
@@ -256,29 +265,25 @@ def check_json(text: str, path: str) -> None:
         raise Malformed(f"record_json of {path} is no JSON object")
 
 
-def _rev(op: pb.Operation) -> str:
-    rev = op.rev
-    if not _is_rev(rev):
+def check_rev(rev: str) -> None:
+    if _REV.fullmatch(rev) is None:
         raise Malformed("no rev" if not rev else f"rev {rev[:80]!r} is no rev")
-    return rev
 
 
-@functools.lru_cache(maxsize=1024)
-def _is_rev(rev: str) -> bool:
-    return _REV.fullmatch(rev) is not None
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_collection(collection: str) -> bool:
-    return _COLLECTION.fullmatch(collection) is not None
-
-
-def _path(collection: str, rkey: str) -> str:
-    if not _is_collection(collection):
+def check_collection(collection: str) -> None:
+    if _COLLECTION.fullmatch(collection) is None:
         raise Malformed("no collection" if not collection else f"collection {collection[:80]!r} is no NSID")
+
+
+def check_rkey(rkey: str, collection: str) -> None:
     if _RKEY.fullmatch(rkey) is None or rkey in (".", ".."):
         raise Malformed(f"no rkey ({collection})" if not rkey else f"rkey {rkey[:80]!r} is no record key")
-    return f"{collection}/{rkey}"
+
+
+def _rev(op: pb.Operation) -> str:
+    rev = op.rev
+    check_rev(rev)
+    return rev
 
 
 def _patterns(op: pb.Operation) -> tuple[str, ...]:

@@ -404,7 +404,7 @@ def _value(cursor: psycopg2.extensions.cursor) -> Any:
 _COPY_HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 _COPY_END = b"\xff\xff"
 _NULL = b"\xff\xff\xff\xff"
-_LENGTH: Callable[[int], bytes] = struct.Struct(">i").pack
+_LENGTHS = tuple(struct.pack(">i", length) for length in range(4096))  # a look-up costs a quarter of packing
 _INT8: Callable[[int, int], bytes] = struct.Struct(">iq").pack
 
 
@@ -420,27 +420,28 @@ def encode_row(
 ) -> object:
     """Return a row of _COLUMNS in COPY's binary format. All texts but the record are ASCII."""
     head = _row_head(did, collection, rev, time_us)
+    rkey_length, cid_length = _LENGTHS[len(rkey)], _LENGTHS[len(cid)]
     if record_json is not None:
         record = record_json.encode()
         return b"%b%b%b%b%b%b%b%b" % (
             head,
-            _LENGTH(len(rkey)),
+            rkey_length,
             rkey.encode(),
-            _LENGTH(len(cid)),
+            cid_length,
             cid.encode(),
-            _LENGTH(len(record)),
+            _length(len(record)),
             record,
             _NULL,
         )
     assert record_cbor is not None
     return b"%b%b%b%b%b%b%b%b" % (
         head,
-        _LENGTH(len(rkey)),
+        rkey_length,
         rkey.encode(),
-        _LENGTH(len(cid)),
+        cid_length,
         cid.encode(),
         _NULL,
-        _LENGTH(len(record_cbor)),
+        _length(len(record_cbor)),
         record_cbor,
     )
 
@@ -448,8 +449,12 @@ def encode_row(
 @functools.lru_cache(maxsize=1024)
 def _row_head(did: str, collection: str, rev: str, time_us: int) -> bytes:
     """The part that the records of a snapshot share."""
-    fields = b"".join(_LENGTH(len(text)) + text.encode() for text in (did, collection, rev))
+    fields = b"".join(_length(len(text)) + text.encode() for text in (did, collection, rev))
     return b"\x00\x08" + fields + _INT8(8, time_us)
+
+
+def _length(length: int) -> bytes:
+    return _LENGTHS[length] if length < len(_LENGTHS) else struct.pack(">i", length)
 
 
 def _copy(cursor: psycopg2.extensions.cursor, statement: str, rows: list[bytes]) -> None:
