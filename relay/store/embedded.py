@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -42,6 +43,8 @@ SOCKET_PATH_LIMIT = 107
 LOG_LIMIT_BYTES = 4 * 1024 * 1024
 POLL_S = 0.01
 STOP_S = 20.0
+RESTART_PATIENCE_S = 15.0
+"""How long one call of `ensure_running` waits for a recovering server, which goes on meanwhile: the caller may want to stop."""
 
 SETTINGS: Mapping[str, str] = {
     "listen_addresses": "",
@@ -104,35 +107,38 @@ class EmbeddedPostgres:
         if self._users_fd is not None:
             return
         self._make_folder()
-        with self._start_lock():
+        with self._start_lock(self.start_timeout_s):
             users = _open_lock(self.folder / "users.lock")
             fcntl.flock(users, fcntl.LOCK_SH)  # at once: alone it is held only under start.lock
             self._users_fd = users
             try:
-                self._run_locked()
+                self._run_locked(self.start_timeout_s)
             except BaseException:
                 self._leave()
                 raise
 
     def ensure_running(self) -> None:
-        """Start the server again if it died; return at once when it answers."""
+        """Start the server again if it died; return at once when it answers. Raises StoreAway while it recovers: call again."""
         if not self._answers():
-            with self._start_lock():
-                self._run_locked()
+            patience_s = min(self.start_timeout_s, RESTART_PATIENCE_S)
+            with self._start_lock(patience_s):
+                self._run_locked(patience_s)
 
     def close(self) -> None:
         """Stop using the server; the last user stops it. Never raises for a server that is gone already."""
-        if self._users_fd is None:
+        users = self._users_fd
+        if users is None:
             return
-        with self._start_lock():
-            users = self._users_fd
-            fcntl.flock(users, fcntl.LOCK_UN)
-            try:
-                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.debug("embedded_postgres_left_to_others", folder=str(self.folder))
-            else:
-                self._stop()
+        try:
+            with self._start_lock(self.start_timeout_s):
+                fcntl.flock(users, fcntl.LOCK_UN)
+                if _try_lock(users):
+                    self._stop()
+                else:
+                    log.debug("embedded_postgres_left_to_others", folder=str(self.folder))
+        except StoreAway as exc:
+            log.warning("embedded_postgres_not_stopped", folder=str(self.folder), error=str(exc))
+        finally:
             self._leave()
 
     # --- what holds and what runs ---------------------------------------------------------------------------------------
@@ -147,10 +153,10 @@ class EmbeddedPostgres:
         self._process = None
 
     @contextmanager
-    def _start_lock(self) -> Iterator[None]:
+    def _start_lock(self, patience_s: float) -> Iterator[None]:
         fd = _open_lock(self.folder / "start.lock")
         try:
-            deadline = time.monotonic() + self.start_timeout_s
+            deadline = time.monotonic() + patience_s
             _wait_until(
                 lambda: _try_lock(fd),
                 deadline,
@@ -160,19 +166,19 @@ class EmbeddedPostgres:
         finally:
             os.close(fd)
 
-    def _run_locked(self) -> None:
+    def _run_locked(self, patience_s: float) -> None:
         """Bring the server to where it answers. Called under start.lock."""
         if self._answers():
             return
-        deadline = time.monotonic() + self.start_timeout_s
+        deadline = time.monotonic() + patience_s
         server = _open_lock(self.folder / "server.lock")
         try:
-            adopted = self._await_server_or_its_end(server, deadline)
-            if adopted:
+            if self._await_server_or_its_end(server, deadline):
+                self._make_database()  # whoever started it may have been killed before
                 return
             if not (self.data / "PG_VERSION").exists():
                 self._create()
-            self._remove_stale_pid_file()
+            self._remove_stale_lock_files()
             self._launch(server)
         finally:
             os.close(server)  # the server's own copy keeps the lock
@@ -188,7 +194,7 @@ class EmbeddedPostgres:
                 return True
             if time.monotonic() > deadline:
                 raise StoreAway(
-                    f"{self.folder}: the embedded PostgreSQL runs but has not answered for {self.start_timeout_s:.0f} s; "
+                    f"{self.folder}: the embedded PostgreSQL runs but does not answer (recovering?); "
                     f"see {self.folder}/postgres.log"
                 )
             if not told:
@@ -296,12 +302,14 @@ class EmbeddedPostgres:
         while not self._answers():
             if process.poll() is not None:
                 text = _failure_text(_tail(self.folder / "postgres.log"))
+                if "No space left" in text:
+                    raise StoreAway(f"{self.folder}: the disk is full, the embedded PostgreSQL cannot start: {text}")
                 raise self._unusable(
                     f"the embedded PostgreSQL ended with code {process.returncode} at its start: {text}"
                 )
             if time.monotonic() > deadline:
                 raise StoreAway(
-                    f"{self.folder}: the embedded PostgreSQL is not ready after {self.start_timeout_s:.0f} s (recovering?); "
+                    f"{self.folder}: the embedded PostgreSQL is not ready yet (recovering?); "
                     f"see {self.folder}/postgres.log"
                 )
             time.sleep(POLL_S)
@@ -331,11 +339,12 @@ class EmbeddedPostgres:
             return None
         return pid if os.fsencode(self.data) in arguments else None
 
-    def _remove_stale_pid_file(self) -> None:
+    def _remove_stale_lock_files(self) -> None:
         """Called with server.lock in our hands: none of our servers lives, and the pid may be anybody's by now."""
         if self._pid() is not None:  # not started by us, so without our lock
             raise self._unusable("a PostgreSQL server that is not ours runs on it: stop that first")
         (self.data / "postmaster.pid").unlink(missing_ok=True)
+        (self.folder / "socket" / f".s.PGSQL.{PORT}.lock").unlink(missing_ok=True)
 
     def _stop(self) -> None:
         """Stop the server: fast, then immediately (it recovers at its next start). Called as the only user, under start.lock."""
@@ -420,6 +429,4 @@ def _failure_text(output: str) -> str:
 
 
 def _remove_tree(path: Path) -> None:
-    import shutil
-
     shutil.rmtree(path, ignore_errors=True)

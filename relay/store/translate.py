@@ -62,7 +62,7 @@ def translate(exc: psycopg2.Error, what: str, place: str, secret: str = "") -> S
     if state[:2] in AWAY_CLASSES:
         return StoreAway(f"{what}: PostgreSQL at {place}: {text}")
     if not state and isinstance(exc, psycopg2.OperationalError | psycopg2.InterfaceError):
-        if any(part in text for part in UNUSABLE_TEXTS) and "starting up" not in text and "socket" not in text:
+        if any(part in text for part in UNUSABLE_TEXTS):
             return StoreUnusable(f"{what}: PostgreSQL at {place} refuses us: {text}")
         return StoreAway(f"{what}: PostgreSQL at {place} does not answer: {text}")
     if isinstance(exc, psycopg2.OperationalError | psycopg2.InterfaceError) and state[:2] == "XX":

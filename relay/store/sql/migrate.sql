@@ -1,5 +1,6 @@
 -- table_exists() -> bool            called by migrate, before anything else
-SELECT to_regclass('schema_migration') IS NOT NULL;
+-- Not to_regclass(): after waiting for the lock it answers from a cache that does not know of the table yet.
+SELECT EXISTS (SELECT FROM pg_tables WHERE tablename = 'schema_migration' AND schemaname = ANY (current_schemas(false)));
 
 -- lock()                            called by migrate: one process at a time; the number is this project's, chosen once
 SELECT pg_advisory_xact_lock(7236283510);
