@@ -41,7 +41,6 @@ _NSID = re.compile(
 _RKEY = re.compile(r"[a-zA-Z0-9_~.:-]{1,512}", re.ASCII)
 _TID = re.compile(r"[234567abcdefghij][234567abcdefghijklmnopqrstuvwxyz]{12}", re.ASCII)
 _CID_STRING = re.compile(r"[a-zA-Z0-9+=]{8,256}", re.ASCII)
-_LANGUAGE = re.compile(r"(?:i|[a-z]{2,3})(?:-[a-zA-Z0-9]+)*", re.ASCII)
 _DATETIME = re.compile(
     r"([0-9]{4})-([01][0-9])-([0-3][0-9])T([0-2][0-9]):([0-6][0-9]):([0-6][0-9])(?:\.([0-9]{1,20}))?"
     r"(?:Z|([+-])([0-2][0-9]):([0-5][0-9]))",
@@ -243,11 +242,6 @@ def is_datetime(text: object) -> bool:
 def is_cid_string(text: object) -> bool:
     """Follow the generic grammar of the string format `cid` (version 0 is refused); links of repos are stricter (`cid.parse_cid_text`)."""
     return isinstance(text, str) and _CID_STRING.fullmatch(text) is not None and not text.startswith("Qm")
-
-
-def is_language(text: object) -> bool:
-    """Say whether this has the shape of a BCP 47 language tag."""
-    return isinstance(text, str) and _LANGUAGE.fullmatch(text) is not None
 
 
 def _parses(parse: Callable[[str], object], text: str) -> bool:

@@ -83,7 +83,7 @@ def test_each_of_the_six_keys_is_needed(field: str) -> None:
 
 @pytest.mark.parametrize("field", ["a", "zzzz", "zzzzzzzzz", "$type"])
 def test_no_seventh_key_is_allowed(field: str) -> None:
-    with pytest.raises(InvalidCommit, match="six|keys"):
+    with pytest.raises(InvalidCommit, match="keys"):
         parse_commit(cbor.encode({**FIELDS, field: 1}))
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import pickle
 
 import pytest
@@ -44,7 +45,7 @@ def test_a_key_is_in_a_range_exactly_when_its_collection_is_wanted(
 @given(FILTERS)
 def test_ranges_are_sorted_disjoint_and_not_empty(wanted: NsidFilter) -> None:
     edges = [edge for pair in wanted.ranges() for edge in pair]
-    assert all(a < b for a, b in zip(edges, edges[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(edges))
 
 
 @given(FILTERS, FILTERS, NSIDS)
