@@ -442,6 +442,7 @@ class Pipeline:
         work = self.works.get(message.job)
         if work is None:
             return
+        work.produced = True
         self.totals.cpu_s += message.cpu_s
         self.seats.done(work, self._clock.monotonic())
         self._free_car(work)
@@ -452,7 +453,7 @@ class Pipeline:
         if work.failure is None:
             if work.stage is Stage.VERIFYING:
                 work.stage = Stage.DELIVERING
-            self.snapshots.job_done(work, message)
+            self.snapshots.produced(work)
             return
         failure, work.failure = work.failure, None
         if failure.reason == "bad_signature" and not self._identity_is_fresh(work):

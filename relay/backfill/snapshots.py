@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from relay.backfill.messages import JobDone, OperationsReady, Verified
+from relay.backfill.messages import OperationsReady, Verified
 from relay.backfill.verifying import WorkerSeats
 from relay.backfill.work import Stage, Work
 from relay.errors import Blame
@@ -154,9 +154,8 @@ class Snapshots:
         work.held.append(message)
         self._offer(work)
 
-    def job_done(self, work: Work, message: JobDone) -> None:
+    def produced(self, work: Work) -> None:
         """The worker has nothing more for us."""
-        work.produced = True
         self._complete_if_acknowledged(work)
 
     # --- operations -------------------------------------------------------------------------------------------------------

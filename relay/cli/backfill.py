@@ -50,8 +50,8 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
         patterns = tuple(args.collection)
     # Nothing with threads or gRPC is imported before the forkserver runs.
     launch()
-    from relay.cli.report import TerminalReporter
     from relay.supervisor.backfill import BackfillRun
+    from relay.tui.report import TerminalReporter
 
     targets = _targets(args)
     reporter = TerminalReporter(sys.stderr, live=not args.no_progress)
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
         summary = BackfillRun(settings, targets, NsidFilter.parse(patterns), reporter).run()
     finally:
         reporter.ended()
-    reporter.summary(summary, sys.stderr)
+    reporter.summary(summary)
     return exit_code(summary)
 
 

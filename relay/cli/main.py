@@ -18,7 +18,7 @@ from relay.config.load import load
 from relay.errors import ConfigError, RelayError
 from relay.observe.log import configure
 
-COMMANDS = ("backfill", "ingester", "config")
+COMMANDS = ("backfill", "status", "repos", "ingester", "config", "db")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,24 +58,32 @@ def entry() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    group = common.add_argument_group("common options")
-    group.add_argument(
-        "--config", metavar="FILE", default=None, help="configuration file (default: see config/config.yaml)"
-    )
-    group.add_argument("--log-level", default=None, choices=("debug", "info", "warning", "error"))
-    group.add_argument("--log-format", default=None, choices=("text", "json"))
-    group.add_argument("--no-progress", action="store_true", help="no live view: a line every few seconds")
     parser = argparse.ArgumentParser(
         prog="relay",
         description="Every record of the AT Protocol collections you want, past and future, pushed to your ingesters.",
-        parents=[common],
     )
     parser.add_argument("--version", action="version", version=f"tradr-relay {__version__}")
+    _add_common(parser, default=None)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         importlib.import_module(f"relay.cli.{name}").add_parser(subparsers)
+    for subparser in subparsers.choices.values():
+        # Common options may stand after the command as well; absent there, they leave alone what stood before it.
+        _add_common(subparser, default=argparse.SUPPRESS)
     return parser
+
+
+def _add_common(parser: argparse.ArgumentParser, default: str | None) -> None:
+    group = parser.add_argument_group("common options")
+    group.add_argument("--config", metavar="FILE", default=default, help="configuration file")
+    group.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default=default)
+    group.add_argument("--log-format", choices=("text", "json"), default=default)
+    group.add_argument(
+        "--no-progress",
+        action="store_true",
+        default=False if default is None else default,
+        help="no live view: lines, also on a terminal",
+    )
 
 
 def _overrides(args: argparse.Namespace) -> list[tuple[str, object, str]]:

@@ -143,12 +143,16 @@ class ChildProcess:
 
 
 def prepare_child() -> None:
-    """What every child does first: Ctrl-C is the supervisor's business, stacks on SIGABRT, die with the supervisor."""
+    """What every child does first: signals are the supervisor's business, stacks on SIGABRT, die with the supervisor.
+
+    SIGTERM reaches a whole service (systemd) or process group: the supervisor then drains, for which it needs its children,
+    and tells them by their pipes when to end.
+    """
     import ctypes
     import faulthandler
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     faulthandler.enable()
     # The pipe's end tells us as well, but a child in a long computation would notice only afterwards.
     libc = ctypes.CDLL(None, use_errno=True)

@@ -10,9 +10,10 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from relay import __version__
 from relay.admin.http import AdminHttp
@@ -93,17 +94,17 @@ class Summary:
     took_s: float = 0.0
 
 
-class Reporter:
-    """Whom a run tells how it goes: the terminal, or lines. The default says nothing."""
+class Reporter(Protocol):
+    """Whom a run tells how it goes: the terminal, or lines."""
 
     def waiting(self, text: str) -> None:
         """It waits for something before it can begin."""
 
-    def started(self, addresses: dict[str, str]) -> None:
+    def started(self, addresses: Mapping[str, str]) -> None:
         """It runs; what listens where."""
 
     def show(self, snapshot: StatusSnapshot) -> None:
-        """Called about twice a second."""
+        """Called about four times a second."""
 
     def ended(self) -> None:
         """No more snapshots: give the terminal back."""

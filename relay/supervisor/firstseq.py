@@ -15,7 +15,7 @@ from relay.store.pool import Database
 
 log = get_logger(__name__)
 
-WAIT_S = 5.0
+WAIT_S = 3.0
 
 
 def store_first_cursor(

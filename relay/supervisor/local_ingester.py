@@ -93,4 +93,4 @@ class LocalIngester:
 
 
 def default_sink(data_dir: Path) -> str:
-    return f"sqlite:///{data_dir / 'records.sqlite'}"
+    return f"sqlite://{data_dir.absolute() / 'records.sqlite'}"
