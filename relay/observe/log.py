@@ -179,7 +179,9 @@ def _text_value(name: str, value: Any) -> str:
 def _json_line(at: float, level: str, event: str, fields: Mapping[str, Any]) -> str:
     values = {"at": rfc3339(at), "level": level, "event": event}
     values |= {name: _simple(name, value, longest=20_000) for name, value in fields.items()}
-    return orjson.dumps(values, option=orjson.OPT_NON_STR_KEYS).decode()
+    line = orjson.dumps(values, option=orjson.OPT_NON_STR_KEYS).decode()
+    # JSON escapes only the first 32 control characters; some terminals and line readers obey others.
+    return line if line.isprintable() else json.dumps(orjson.loads(line))
 
 
 def _simple(name: str, value: Any, longest: int = _LONGEST_VALUE) -> Any:

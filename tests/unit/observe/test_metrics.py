@@ -1,0 +1,189 @@
+"""Metrics: the names that dashboards rely on, closed labels, right numbers."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from relay.model import Lane, OpType, RepoState, Source
+from relay.observe.metrics import (
+    Arena,
+    CacheResult,
+    ChildRole,
+    EventKind,
+    FetchOutcome,
+    Metrics,
+    Queue,
+    WeightedHistogram,
+)
+
+
+def _samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(metrics.render().decode())
+        for sample in family.samples
+    }
+
+
+def _value(metrics: Metrics, name: str, **labels: str) -> float:
+    return _samples(metrics)[name, frozenset(labels.items())]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "relay_operations_total",
+        "relay_operations_sent_total",
+        "relay_operations_buffered_total",
+        "relay_operation_duration_seconds",
+        "relay_buffered_operations",
+        "relay_healthy_ingesters",
+        "relay_errors_total",
+    ],
+)
+def test_the_names_that_dashboards_rely_on_exist_from_the_start(name: str) -> None:
+    assert f"# TYPE {name} " in Metrics(version="1.2.3").render().decode()
+
+
+def test_every_method_moves_its_series() -> None:
+    metrics = Metrics(version="1.2.3")
+    metrics.declare_ingesters(["a:1"])
+    metrics.made(OpType.CREATE, Source.BACKFILL, 10)
+    metrics.sent("a:1", 10)
+    metrics.sent("a:1", 4, again=True)
+    metrics.delivered("a:1", Lane.BACKFILL, 8, 4000, 0.02)
+    metrics.ingester("a:1", in_flight_batches=3, oldest_unacked_s=1.5)
+    metrics.dead_letter("rejected")
+    metrics.repos({RepoState.SYNCED: 5})
+    metrics.repo_finished(RepoState.SYNCED)
+    metrics.repo_failed("host_down")
+    metrics.desynced("newer_rev")
+    metrics.fetched(FetchOutcome.OK, 1000, 0.2)
+    metrics.rate_limited(2.5)
+    metrics.identity(CacheResult.HIT, 7)
+    metrics.child_replaced(ChildRole.WORKER, "signal")
+    metrics.event(EventKind.COMMIT, 2)
+    metrics.queue(Queue.STORE, 12)
+    metrics.slots(Arena.CAR, 3, 24)
+    metrics.error("host_down", 2)
+    metrics.incident("hole")
+    expected = {
+        ("relay_operations_total", "CREATE", "BACKFILL"): 10,
+        ("relay_operations_sent_total", "a:1"): 14,
+        ("relay_operations_redelivered_total", "a:1"): 4,
+        ("relay_operations_delivered_total", "a:1"): 8,
+        ("relay_delivered_bytes_total", "a:1"): 4000,
+        ("relay_operation_duration_seconds_count", "backfill"): 8,
+        ("relay_in_flight_batches", "a:1"): 3,
+        ("relay_oldest_unacked_seconds", "a:1"): 1.5,
+        ("relay_dead_letters_total", "rejected"): 1,
+        ("relay_repos", "synced"): 5,
+        ("relay_repos", "failed"): 0,
+        ("relay_repos_finished_total", "synced"): 1,
+        ("relay_repo_failures_total", "host_down"): 1,
+        ("relay_desyncs_total", "newer_rev"): 1,
+        ("relay_fetch_bytes_total", "ok"): 1000,
+        ("relay_fetch_seconds_count", "ok"): 1,
+        ("relay_rate_limit_waits_total",): 1,
+        ("relay_rate_limit_wait_seconds_total",): 2.5,
+        ("relay_identity_cache_total", "hit"): 7,
+        ("relay_worker_restarts_total", "worker", "signal"): 1,
+        ("relay_events_total", "commit"): 2,
+        ("relay_queue_depth", "store"): 12,
+        ("relay_slots_in_use", "car"): 3,
+        ("relay_slots", "car"): 24,
+        ("relay_errors_total", "host_down"): 2,
+        ("relay_incidents_total", "hole"): 1,
+    }
+    found = {
+        (name, frozenset(value for _, value in labels)): value for (name, labels), value in _samples(metrics).items()
+    }
+    for (name, *labels), value in expected.items():
+        assert found[name, frozenset(labels)] == value, name
+
+
+def test_the_runtime_metrics_have_a_switch() -> None:
+    assert "process_resident_memory_bytes" in Metrics(version="1", runtime=True).render().decode()
+    assert "process_resident_memory_bytes" not in Metrics(version="1").render().decode()
+    assert "python_gc_objects_collected_total" in Metrics(version="1", runtime=True).render().decode()
+
+
+def test_two_instances_share_nothing() -> None:
+    first, second = Metrics(version="1"), Metrics(version="1")
+    first.error("only_here")
+    assert "only_here" not in second.render().decode()
+
+
+@pytest.mark.parametrize("reason", ["", "did:plc:abc", "Two Words", "x" * 41, "a\nb", "é"])
+def test_foreign_text_never_becomes_a_label(reason: str) -> None:
+    metrics = Metrics(version="1")
+    metrics.error(reason)
+    assert _value(metrics, "relay_errors_total", type="other") == 1
+
+
+def test_the_number_of_reasons_is_bounded() -> None:
+    metrics = Metrics(version="1")
+    for number in range(500):
+        metrics.error(f"reason_{number}")
+    series = [labels for (name, labels) in _samples(metrics) if name == "relay_errors_total"]
+    assert len(series) == Metrics.MOST_REASONS + 1
+    assert _value(metrics, "relay_errors_total", type="other") == 500 - Metrics.MOST_REASONS
+
+
+def test_no_label_can_carry_a_did() -> None:
+    labels = {
+        label
+        for family in Metrics(version="1").registry.collect()
+        for sample in family.samples
+        for label in sample.labels
+    }
+    allowed = {
+        "type", "source", "ingester", "lane", "le", "state", "reason", "outcome", "result", "role", "kind", "queue", "arena",
+        "version",
+    }  # fmt: skip
+    assert labels <= allowed
+
+
+@given(st.lists(st.tuples(st.floats(0, 20), st.integers(1, 1000)), max_size=30))
+def test_a_weighted_observation_is_that_many_observations(observations: list[tuple[float, int]]) -> None:
+    bounds = (0.1, 1.0, 10.0)
+    histogram = WeightedHistogram("h", "help", label="lane", values=("live",), buckets=bounds)
+    for seconds, count in observations:
+        histogram.observe("live", seconds, count)
+    (family,) = histogram.collect()
+    by_bound = {sample.labels["le"]: sample.value for sample in family.samples if sample.name == "h_bucket"}
+    for bound in bounds:
+        assert by_bound[str(bound)] == sum(count for seconds, count in observations if seconds <= bound)
+    total = sum(count for _, count in observations)
+    assert by_bound["+Inf"] == total
+    (count_sample,) = [sample.value for sample in family.samples if sample.name == "h_count"]
+    (sum_sample,) = [sample.value for sample in family.samples if sample.name == "h_sum"]
+    assert count_sample == total
+    assert sum_sample == pytest.approx(sum(seconds * count for seconds, count in observations))
+
+
+def test_a_clock_that_went_back_counts_as_no_time() -> None:
+    metrics = Metrics(version="1")
+    metrics.delivered("a:1", Lane.LIVE, 1, 1, -5.0)
+    assert _value(metrics, "relay_operation_duration_seconds_sum", lane="live") == 0
+
+
+def test_counts_from_many_threads_are_exact() -> None:
+    metrics = Metrics(version="1")
+
+    def work() -> None:
+        for _ in range(500):
+            metrics.delivered("a:1", Lane.LIVE, 2, 10, 0.001)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert _value(metrics, "relay_operations_delivered_total", ingester="a:1") == 4000
+    assert _value(metrics, "relay_operation_duration_seconds_count", lane="live") == 4000

@@ -1,0 +1,89 @@
+"""Rates and time left."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.observe.rates import EtaMeter, RateMeter
+
+
+def test_a_steady_count_has_its_rate() -> None:
+    meter = RateMeter(window_s=10)
+    for second in range(30):
+        meter.update(float(second), second * 7)
+    assert meter.rate() == pytest.approx(7)
+
+
+def test_nothing_is_said_before_there_are_two_counts() -> None:
+    meter = RateMeter()
+    assert meter.rate() is None
+    meter.update(1.0, 5)
+    assert meter.rate() is None
+    meter.update(1.01, 6)
+    assert meter.rate() is None  # too close together to mean anything
+
+
+def test_a_count_that_stands_still_falls_to_zero_within_the_window() -> None:
+    meter = RateMeter(window_s=10)
+    for tenth in range(100):
+        meter.update(tenth / 10, tenth)
+    for tenth in range(100, 220):
+        meter.update(tenth / 10, 99)
+    assert meter.rate() == pytest.approx(0.0)
+
+
+def test_a_count_that_starts_anew_gives_no_negative_rate() -> None:
+    meter = RateMeter(window_s=10)
+    meter.update(0.0, 1000)
+    meter.update(5.0, 2000)
+    meter.update(6.0, 0)
+    meter.update(8.0, 20)
+    assert meter.rate() == pytest.approx(10)
+
+
+@given(st.lists(st.tuples(st.floats(0, 3), st.integers(0, 100)), min_size=1, max_size=300))
+def test_the_rate_lies_between_zero_and_the_steepest_step_and_memory_is_bounded(steps: list[tuple[float, int]]) -> None:
+    meter = RateMeter(window_s=10, samples=20)
+    now, total = 0.0, 0
+    for wait, more in steps:
+        now, total = now + wait, total + more
+        meter.update(now, total)
+        rate = meter.rate()
+        assert rate is None or 0 <= rate <= total / 0.25
+        assert len(meter._points) <= 22
+
+
+def test_the_time_left_is_what_is_left_over_the_rate() -> None:
+    eta = EtaMeter(settle_s=3, settle_done=5)
+    for second in range(11):
+        eta.update(float(second), second * 10, 1000)
+    assert eta.eta_s() == pytest.approx((1000 - 100) / 10)
+
+
+def test_no_time_is_told_too_early_or_without_progress_or_without_a_total() -> None:
+    eta = EtaMeter(window_s=10, settle_s=3, settle_done=5)
+    assert eta.eta_s() is None
+    eta.update(0.0, 0, 100)
+    eta.update(1.0, 50, 100)
+    assert eta.eta_s() is None  # too early
+    eta.update(4.0, 50, None)
+    assert eta.eta_s() is None  # no total
+    for second in range(4, 60):
+        eta.update(float(second), 50, 100)
+    assert eta.eta_s() is None  # stuck: no number would be honest
+
+
+def test_what_was_done_before_a_resumed_run_does_not_make_it_look_fast() -> None:
+    eta = EtaMeter()
+    eta.update(0.0, 900_000, 1_000_000)
+    eta.update(1.0, 900_001, 1_000_000)
+    eta.update(10.0, 900_010, 1_000_000)
+    assert eta.eta_s() == pytest.approx(99_990, rel=0.01)
+
+
+def test_nothing_is_left_at_the_end() -> None:
+    eta = EtaMeter()
+    eta.update(0.0, 10, 10)
+    assert eta.eta_s() == 0
