@@ -18,7 +18,7 @@ from relay.config.load import load
 from relay.errors import ConfigError, RelayError
 from relay.observe.log import configure
 
-COMMANDS = ("backfill", "status", "repos", "ingester", "config", "db")
+COMMANDS = ("backfill", "demo", "status", "repos", "ingester", "config", "db")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
