@@ -28,7 +28,8 @@ class BytesSink:
 
     def buffer(self) -> memoryview:
         if self._size == len(self._data):
-            self._data.extend(bytes(len(self._data)))
+            # Not in place: an earlier view may still be alive, and a bytearray with views cannot grow.
+            self._data = self._data + bytes(len(self._data))
         return memoryview(self._data)[self._size :]
 
     def wrote(self, count: int) -> None:

@@ -55,9 +55,8 @@ class TokenBucket:
         remaining = max(remaining, 0)
         self._tokens = min(self._tokens, remaining)
         self._tight_until = now + max(reset_after_s, 0.0)
-        self._tight_rate_per_s = (
-            min(self.rate_per_s, remaining / reset_after_s) if reset_after_s > 0 else self.rate_per_s
-        )
+        spread = remaining - self._tokens  # what is here may start at once, the others evenly
+        self._tight_rate_per_s = min(self.rate_per_s, spread / reset_after_s) if reset_after_s > 0 else self.rate_per_s
 
     def is_full(self, now: float) -> bool:
         """Say whether forgetting this bucket would change nothing."""

@@ -42,11 +42,8 @@ _REFUSED_V4 = tuple(
     )
 )
 _GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")
-# Inside 2000::/3: 6to4 and Teredo carry an IPv4 address; the others are documentation, benchmarks, identifiers.
-_REFUSED_V6 = tuple(
-    ipaddress.IPv6Network(text)
-    for text in ("2002::/16", "2001::/32", "2001:2::/48", "2001:10::/28", "2001:20::/28", "2001:db8::/32", "3fff::/20")
-)
+# Inside 2000::/3: 6to4 carries an IPv4 address; so does Teredo, in 2001::/23 with benchmarks and identifiers; documentation.
+_REFUSED_V6 = tuple(ipaddress.IPv6Network(text) for text in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"))
 # A name may have many addresses; trying them all would multiply the connect timeout.
 _ADDRESSES_TRIED = 4
 
