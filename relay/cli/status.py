@@ -36,7 +36,7 @@ from relay.store import batches, dead_letters, incidents, instances, partitions,
 from relay.store.instances import Instance
 from relay.store.pool import Database
 from relay.store.statements import Cursor
-from relay.tui.live import LiveView, can_show_live
+from relay.tui.live import LiveView, can_show_live, tolerant
 from relay.tui.plain import progress_line
 from relay.tui.views import dashboard
 
@@ -165,7 +165,7 @@ def _print(snapshot: StatusSnapshot, out: TextIO, *, as_json: bool) -> None:
     if as_json:
         out.write(snapshot.to_json().decode() + "\n")
         return
-    console = Console(file=out, highlight=False)
+    console = Console(file=tolerant(out), highlight=False)
     width = console.width if out.isatty() else 120
     console.print(dashboard(snapshot, width, 1000), width=width)
 

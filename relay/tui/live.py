@@ -7,6 +7,7 @@ it to the real stderr at the end.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -37,6 +38,13 @@ def can_show_live(out: TextIO, environ: Mapping[str, str]) -> bool:
         return False
 
 
+def tolerant(out: TextIO) -> TextIO:
+    """Let a terminal that is not UTF-8 show a `?` where it has no letter, instead of ending the view."""
+    if isinstance(out, io.TextIOWrapper):
+        out.reconfigure(errors="replace")
+    return out
+
+
 def restore_terminal_now() -> None:
     """Give the terminal back at once: for a second signal, right before the process exits without unwinding."""
     for descriptor in tuple(_live_terminals):
@@ -64,7 +72,7 @@ class LiveView(ServiceThread):
         super().__init__("live-view", on_death)
         self._snapshot, self._log_lines, self._interval_s = snapshot, log_lines, interval_s
         self._descriptor = out.fileno()
-        self._console = Console(file=out, highlight=False)
+        self._console = Console(file=tolerant(out), highlight=False)
 
     def run(self) -> None:
         _live_terminals.add(self._descriptor)

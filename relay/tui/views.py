@@ -80,7 +80,7 @@ class Section:
 
 
 def dashboard(snapshot: StatusSnapshot, width: int, height: int, log_lines: Sequence[str] = ()) -> RenderableType:
-    """Return the screen for a terminal of `width` columns and `height` lines; never higher, never wider."""
+    """Return the screen for a terminal of `width` (40 or more) columns and `height` lines; never higher, never wider."""
     head = _head(snapshot, width)
     left = height - len(head) - 1
     body: list[RenderableType] = []
@@ -137,12 +137,14 @@ def _bar(snapshot: StatusSnapshot, width: int) -> RenderableType:
         eta = "  eta -"
     else:
         eta = f"  eta {words.duration(targets.eta_s)}" + ("" if targets.final else " or more")
-    text = Text(label + eta, no_wrap=True)
+    text = Text((label + eta).lstrip(), no_wrap=True)
+    room = width - text.cell_len - 1
+    if room < 10:
+        return text
     grid = Table.grid(padding=0)
-    grid.add_column(width=max(10, width - text.cell_len))
+    grid.add_column(width=room + 1)
     grid.add_column(no_wrap=True)
-    bar = ProgressBar(total=max(1, total), completed=done, width=max(10, width - text.cell_len), finished_style="green")
-    grid.add_row(bar, text)
+    grid.add_row(ProgressBar(total=max(1, total), completed=done, width=room, finished_style="green"), text)
     return grid
 
 

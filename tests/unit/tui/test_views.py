@@ -1,0 +1,206 @@
+"""The screen: fits whatever terminal there is, shows what matters first, and lets no foreign text through."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from relay.observe.status import (
+    ErrorView,
+    FetchView,
+    FirehoseStatus,
+    Gauge,
+    HostView,
+    IncidentView,
+    IngesterView,
+    ListingView,
+    Phase,
+    Rates,
+    StatusSnapshot,
+    Targets,
+    WorkerView,
+)
+from relay.tui.live import tolerant
+from relay.tui.views import dashboard
+
+AT = "2026-11-23T10:00:00.000Z"
+
+
+def _busy(hosts: int = 30, errors: int = 12, phase: Phase = Phase.RUNNING) -> StatusSnapshot:
+    return StatusSnapshot(
+        instance="tradr-relay",
+        phase=phase,
+        command="backfill",
+        reason="all ingesters away" if phase == Phase.WAITING else "",
+        version="0.1.0",
+        uptime_s=192.0,
+        repos={"synced": 12_345, "pending": 1_234_567, "active": 10, "quarantined": 3, "failed": 7},
+        records_delivered=123_456_789,
+        bytes_fetched=34_567_890_123,
+        rates=Rates(repos_per_s=12.3, records_per_s=42_100.0, bytes_per_s=3.4e6),
+        targets=Targets(total=2_000_000, done=12_348, eta_s=185.0, final=True),
+        firehose=FirehoseStatus(
+            seq=12_345_678_901, cursor=12_345_678_000, lag_s=1.2, connected=True, events_per_s=800.0
+        ),
+        listing=ListingView(
+            running=True, source="listRepos", hosts_total=320, hosts_done=12, hosts_failed=1, repos_seen=99
+        ),
+        fetch=FetchView(active=9, limit=10, done=12_000, failed=4, rate_limit_waits=12, rate_limit_wait_s=3.4),
+        ingesters=tuple(
+            IngesterView(
+                address=f"ingester-{number}.internal:50052",
+                healthy=number > 0,
+                in_flight_batches=12,
+                window_batches=32,
+                queued_operations=50_000,
+                oldest_unacked_s=31.0,
+                rtt_ms=3.2,
+                delivered_operations=1_234_567,
+                reason="" if number else "no stream",
+            )
+            for number in range(3)
+        ),
+        hosts=tuple(
+            HostView(host=f"https://host-{number}.example", state="ok", pending=number) for number in range(hosts)
+        ),
+        hosts_total=320,
+        workers=tuple(
+            WorkerView(role="worker", number=number, state="busy", doing="did:plc:abc") for number in range(4)
+        ),
+        gauges=(Gauge(name="slots", used=24, limit=24), Gauge(name="store", used=130, limit=5000)),
+        failures={"host_down": 12, "rate_limited": 5},
+        incidents=(IncidentView(at=AT, kind="outdated_cursor", text="reconciling"),),
+        last_errors=tuple(
+            ErrorView(at=AT, reason="host_down", text=f"did:plc:{number}: no answer") for number in range(errors)
+        ),
+    )
+
+
+def _screen(
+    snapshot: StatusSnapshot, width: int, height: int, log_lines: Sequence[str] = (), **options: object
+) -> list[str]:
+    out = io.StringIO()
+    console = Console(file=out, width=width, height=height, highlight=False, **options)  # type: ignore[arg-type]
+    console.print(dashboard(snapshot, width, height, log_lines), width=width, crop=False, no_wrap=True)
+    return out.getvalue().splitlines()
+
+
+def test_a_small_terminal_shows_what_matters() -> None:
+    lines = _screen(_busy(), 80, 24)
+    text = "\n".join(lines)
+    assert len(lines) <= 24
+    for word in (
+        "tradr-relay backfill running", "0.6% of 2,000,000", "eta 3m05s", "123,456,789", "42.1k/s", "3 quarantined", "no stream",
+        "ingesters", "incidents", "outdated_cursor", "last errors", "host_down",
+    ):  # fmt: skip
+        assert word in text, word
+
+
+def test_a_large_terminal_shows_every_list_side_by_side() -> None:
+    lines = _screen(_busy(hosts=20), 160, 50, ["2026-11-23T10:00:00.000Z info    repo_synced did=did:plc:abc"])
+    text = "\n".join(lines)
+    assert len(lines) <= 50
+    for word in ("host-19.example", "worker 3", "incidents", "did:plc:11: no answer", "repo_synced"):
+        assert word in text, word
+    assert any("ingesters" in line and "incidents" in line for line in lines)
+
+
+def test_what_is_left_out_is_counted() -> None:
+    snapshot = _busy(hosts=30, errors=0)
+    for height in range(24, 60):
+        text = "\n".join(_screen(snapshot, 80, height))
+        shown = sum(f"host-{number}.example" in text for number in range(30))
+        if "hosts (320)" in text and shown < 30:
+            assert f"{30 - shown} more" in text
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    width=st.integers(40, 220),
+    height=st.integers(3, 80),
+    hosts=st.integers(0, 60),
+    errors=st.integers(0, 10),
+    phase=st.sampled_from(Phase),
+    logs=st.integers(0, 50),
+)
+def test_the_screen_is_never_higher_or_wider_than_the_terminal(
+    width: int, height: int, hosts: int, errors: int, phase: Phase, logs: int
+) -> None:
+    lines = _screen(_busy(hosts, errors, phase), width, height, ["x" * 300] * logs)
+    assert len(lines) <= height
+    assert max((len(line) for line in lines), default=0) <= width
+
+
+def test_an_instance_of_which_nothing_is_known_yet_can_be_shown() -> None:
+    text = "\n".join(_screen(StatusSnapshot(instance="a", phase=Phase.STARTING), 80, 24))
+    assert "a starting" in text
+    assert "no repos yet" in text
+
+
+def test_while_targets_are_still_being_found_the_view_says_so() -> None:
+    snapshot = StatusSnapshot(
+        instance="a", phase=Phase.RUNNING, targets=Targets(total=100, done=50, final=False, eta_s=10.0)
+    )
+    text = "\n".join(_screen(snapshot, 80, 24))
+    assert "50.0% of 100 so far" in text
+    assert "eta 10s or more" in text
+
+
+@pytest.mark.parametrize(("eta", "shown"), [(None, "eta -"), (7200.0, "eta 2h00m")])
+def test_a_time_that_is_not_known_is_not_made_up(eta: float | None, shown: str) -> None:
+    snapshot = StatusSnapshot(
+        instance="a", phase=Phase.RUNNING, targets=Targets(total=9, done=1, final=True, eta_s=eta)
+    )
+    assert shown in "\n".join(_screen(snapshot, 80, 24))
+
+
+def test_unhealthy_ingesters_and_open_incidents_come_first() -> None:
+    snapshot = StatusSnapshot(
+        instance="a",
+        phase=Phase.RUNNING,
+        ingesters=(IngesterView(address="good:1", healthy=True), IngesterView(address="gone:1", healthy=False)),
+        incidents=(
+            IncidentView(at="2026-11-23T10:00:00.000Z", kind="still_open", text=""),
+            IncidentView(at="2026-11-23T11:00:00.000Z", kind="over", text="", closed_at=AT),
+        ),
+    )
+    text = "\n".join(_screen(snapshot, 80, 24))
+    assert text.index("gone:1") < text.index("good:1")
+    assert text.index("still_open") < text.index("over")
+
+
+def test_foreign_text_neither_colours_nor_moves_nor_is_taken_for_markup() -> None:
+    evil = "[red]x[/red]\x1b[2J\r\n\x07"
+    snapshot = StatusSnapshot(
+        instance="a",
+        phase=Phase.WAITING,
+        reason=evil,
+        hosts=(HostView(host=f"https://{evil}"),),
+        last_errors=(ErrorView(at="", reason=evil, text=evil),),
+        incidents=(IncidentView(at="", kind=evil, text=evil),),
+        workers=(WorkerView(role="worker", number=0, doing=evil),),
+        ingesters=(IngesterView(address=evil, healthy=False, reason=evil),),
+    )
+    lines = _screen(snapshot, 120, 60, [evil])
+    assert not any("\x1b" in line or "\r" in line or "\x07" in line for line in lines)
+    assert any("[red]x[/red]" in line for line in lines)
+
+
+def test_no_colour_means_no_colour() -> None:
+    coloured = "\n".join(_screen(_busy(), 80, 24, force_terminal=True, color_system="standard", no_color=False))
+    plain = "\n".join(_screen(_busy(), 80, 24, force_terminal=True, color_system="standard", no_color=True))
+    assert "\x1b[32m" in coloured or "\x1b[1;32m" in coloured
+    assert not any(f"\x1b[{style}{colour}m" in plain for style in ("", "1;", "2;") for colour in range(30, 38))
+
+
+def test_a_terminal_without_unicode_gets_ascii() -> None:
+    buffer = io.BytesIO()
+    console = Console(file=tolerant(io.TextIOWrapper(buffer, encoding="ascii")), width=80, height=24)
+    console.print(dashboard(_busy(), 80, 24), width=80)
+    console.file.flush()
+    assert b"host_down" in buffer.getvalue()
