@@ -32,6 +32,7 @@ from relay.atproto.limits import DEFAULT_LIMITS, Limits
 # Up to this size the fast reader cannot be made to allocate more than about 25 MB, for some milliseconds.
 FAST_BYTES: Final = 4096
 
+_ENCODE_DEPTH: Final = 256
 INT_MIN: Final = -(1 << 63)
 INT_MAX: Final = (1 << 63) - 1
 
@@ -187,13 +188,20 @@ def _why_not_simple(head: int) -> str:
     return "undefined" if head == 0xF7 else "a simple value that is not false, true or null"
 
 
+def _next_item(reader: _Reader) -> Value:
+    try:
+        return reader.item(0)
+    except RecursionError:
+        raise LimitExceeded("CBOR nested deeper than this thread's stack", at=reader.at) from None
+
+
 def decode(data: bytes | memoryview, *, limits: Limits = DEFAULT_LIMITS, depth: int | None = None) -> Value:
     """Return the one item that `data` are. `depth`: containers inside one another, else `limits.cbor_depth`.
 
     Time and memory are in proportion to the input. Raises InvalidCbor or LimitExceeded, with the byte offset.
     """
     reader = _Reader(bytes(data), limits, limits.cbor_depth if depth is None else depth)
-    value = reader.item(0)
+    value = _next_item(reader)
     if reader.at != reader.end:
         raise InvalidCbor(f"{reader.end - reader.at:,} bytes behind the item", at=reader.at)
     return value
@@ -202,7 +210,7 @@ def decode(data: bytes | memoryview, *, limits: Limits = DEFAULT_LIMITS, depth: 
 def decode_two(data: bytes | memoryview, *, limits: Limits = DEFAULT_LIMITS) -> tuple[Value, Value]:
     """Return the two items that `data` are: header and payload of a frame. Raises as `decode` does."""
     reader = _Reader(bytes(data), limits, limits.cbor_depth)
-    first, second = reader.item(0), reader.item(0)
+    first, second = _next_item(reader), _next_item(reader)
     if reader.at != reader.end:
         raise InvalidCbor(f"{reader.end - reader.at:,} bytes behind the second item", at=reader.at)
     return first, second
@@ -239,5 +247,5 @@ def encode(value: Value) -> bytes:
         raise InvalidCbor(f"cannot be encoded: {exc}") from exc
     # cbrrr writes floats and unsigned 64-bit integers too; each shows by a head byte that other data rarely have.
     if 0xFB in data or 0x1B in data or 0x3B in data:
-        decode(data, depth=len(data))
+        decode(data, depth=_ENCODE_DEPTH)
     return data

@@ -231,3 +231,13 @@ def test_what_cannot_be_decoded_is_not_encoded(value: object) -> None:
 def test_bytes_that_look_like_floats_and_big_integers_are_encoded() -> None:
     value: Value = [b"\xfb\x1b\x3b", cbor.INT_MAX, cbor.INT_MIN]
     assert cbor.decode(cbor.encode(value)) == value
+
+
+def test_a_depth_that_the_stack_does_not_have_is_a_typed_error_too() -> None:
+    with pytest.raises(LimitExceeded):
+        cbor.decode(b"\x81" * 5000 + b"\x00", depth=10_000)
+    value: Value = 1.5  # type: ignore[assignment]
+    for _ in range(5000):
+        value = [value]
+    with pytest.raises((InvalidCbor, LimitExceeded)):
+        cbor.encode(value)

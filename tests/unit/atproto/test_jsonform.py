@@ -114,11 +114,12 @@ def test_bytes_that_look_like_a_foreign_link_are_not_one() -> None:
     assert json_to_record(record_to_json(block)) == block
 
 
+@pytest.mark.parametrize("container", [b"\x81", b"\xa1\x60"], ids=["arrays", "maps"])
 @pytest.mark.parametrize("padding", [0, FAST_BYTES])
-def test_nesting_ends_at_the_same_depth_for_small_and_large_blocks(padding: int) -> None:
+def test_nesting_ends_at_the_same_depth_for_small_and_large_blocks(padding: int, container: bytes) -> None:
     def nested(depth: int) -> bytes:
         inner = cbor.encode("x" * padding)
-        return b"\x81" * depth + inner
+        return container * depth + inner
 
     block = nested(JSON_DEPTH)
     assert json_to_record(record_to_json(block)) == block
@@ -226,3 +227,22 @@ def test_a_record_of_unknown_origin_must_follow_the_data_model(text: str) -> Non
 def test_a_record_of_unknown_origin_that_follows_the_data_model_is_taken() -> None:
     text = '{"$type":"a.b.c","x":[{"$type":"blob","ref":REF,"mimeType":"a/b","size":1}]}'.replace("REF", REF)
     assert check_record_json(text) == json_to_record(text)
+
+
+def test_escapes_do_not_hide_a_link_or_bytes() -> None:
+    upper = "b" + cid_text(CID)[1:].upper()
+    for text in ('{"\\u0024link":"%s"}', '{"$\\u006cink":"%s"}', '{"$li\\u006ek":"%s"}'):
+        with pytest.raises(NotJson):
+            json_to_record(text.replace("%s", upper))
+        assert json_to_record(text.replace("%s", cid_text(CID))) == cbor.encode(Link(CID))
+    with pytest.raises(NotJson):
+        json_to_record('{"$\\u0062ytes":"YWJjZB"}')
+
+
+@pytest.mark.parametrize("depth", [255, 900, 1100, 100_000])
+@pytest.mark.parametrize("inner", ["1", "1.0", '{"$bytes":"YWJj"}'])
+def test_deep_json_is_refused(depth: int, inner: str) -> None:
+    for text in ("[" * depth + inner + "]" * depth, '{"a":' * depth + inner + "}" * depth):
+        for read in (json_to_record, check_record_json):
+            with pytest.raises(NotJson):
+                read(text)
