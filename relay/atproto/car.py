@@ -161,47 +161,96 @@ class Blocks(Protocol):
 def hash_blocks(car: bytes, start: int, *, limits: Limits = DEFAULT_LIMITS) -> dict[bytes, bytes]:
     """Return every block by its SHA-256, all of them hashed. `start`: offset of the first section.
 
-    For CARs that fit a slot: the blocks are copies, which is faster than views. 0.7 us a block, half of it SHA-256.
+    For CARs that fit a slot: the blocks are copies, which is faster than views. 0.6 us a block, more than half of it SHA-256.
+    Raises InvalidCar or LimitExceeded with the offset.
     """
     blocks: list[bytes] = []
-    add = blocks.append
-    for at, stop in _scan(car, start, limits):
-        add(car[at + CID_BYTES : stop])
+    at = _cut(car, start, blocks, None, limits)
+    if at != len(car):
+        _read_section_head(car, at, len(car), limits)
+        raise AssertionError("a section is whole and is not")
+    if len(blocks) > limits.blocks:
+        raise LimitExceeded(f"a CAR of {len(blocks):,} blocks: the limit is {limits.blocks:,}", at=0)
     return dict(zip([sha256(block).digest() for block in blocks], blocks, strict=True))
 
 
-def _scan(car: bytes | memoryview, start: int, limits: Limits) -> Iterator[tuple[int, int]]:
-    """Yield (offset of the CID, offset behind the data) of every section."""
-    at, end, count = start, len(car), 0
+def _cut(data: bytes, start: int, blocks: list[bytes], offsets: list[int] | None, limits: Limits) -> int:
+    """Append the data of every section from `start` on (and the offset of those data); return where the first one that is not
+    whole or not valid begins, or the end.
+
+    The loop that every block of every repo goes through: varints of one and two bytes are read in line.
+    """
+    add = blocks.append
+    at, end = start, len(data)
+    reads_small = limits.block_bytes >= 1 << 14  # no limit to look at for a size of two bytes
     while at < end:
         first = at
-        size, at = _read_section_head(car, at, end, limits)
-        count += 1
-        if count > limits.blocks:
-            raise LimitExceeded(f"a CAR of more than {limits.blocks:,} blocks", at=first)
-        yield at, at + size
-        at += size
+        size = data[at]
+        at += 1
+        if size > 127 and at < end:
+            more = data[at]
+            at += 1
+            size += (more << 7) - 128
+            if not 0 < more < 128:
+                size = 0  # longer, or not the shortest form: read with care
+        if size <= CID_BYTES or not reads_small:
+            try:
+                size, at = _read_section_head(data, first, end, limits)
+            except (InvalidCar, LimitExceeded):
+                return first
+        stop = at + size
+        if stop > end:
+            return first
+        if offsets is not None:
+            offsets.append(at + CID_BYTES)
+        add(data[at + CID_BYTES : stop])
+        at = stop
+    return at
 
 
 class StatedBlocks:
     """Blocks found by the CID that their section states, each hashed when it is asked for.
 
-    For a repo of which little is wanted: 0.3 us a block, and 0.4 us for each one used. A block that is not found like this, or
+    For a repo of which little is wanted: 0.25 us a block, and 0.5 us for each one used. A block that is not found like this, or
     does not hash to its CID, is looked for among the hashes of all sections before it counts as missing.
     """
 
     __slots__ = ("_all", "_car", "_limits", "_places", "_start")
 
     def __init__(self, car: bytes, start: int, *, limits: Limits = DEFAULT_LIMITS) -> None:
+        """Raises InvalidCar or LimitExceeded with the offset: the framing is read in full."""
         self._car, self._start, self._limits = car, start, limits
-        self._places = {car[at + 4 : at + CID_BYTES]: (at + CID_BYTES, stop) for at, stop in _scan(car, start, limits)}
         self._all: dict[bytes, bytes] | None = None
+        self._places: dict[bytes, int] = {}
+        places = self._places
+        at, end, count = start, len(car), 0
+        reads_small = limits.block_bytes >= 1 << 14
+        while at < end:  # as in _cut
+            first = at
+            size = car[at]
+            at += 1
+            if size > 127 and at < end:
+                more = car[at]
+                at += 1
+                size += (more << 7) - 128
+                if not 0 < more < 128:
+                    size = 0
+            if size <= CID_BYTES or not reads_small:
+                size, at = _read_section_head(car, first, end, limits)
+            places[car[at + 4 : at + CID_BYTES]] = first
+            at += size
+            count += 1
+        if at != end:
+            _read_section_head(car, first, end, limits)
+        if count > limits.blocks:
+            raise LimitExceeded(f"a CAR of {count:,} blocks: the limit is {limits.blocks:,}", at=0)
 
     def __getitem__(self, digest: bytes, /) -> bytes:
         if self._all is None:
-            place = self._places.get(digest)
-            if place is not None:
-                block = self._car[place[0] : place[1]]
+            first = self._places.get(digest)
+            if first is not None:
+                size, at = read_varint(self._car, first)
+                block = self._car[at + CID_BYTES : at + size]
                 if sha256(block).digest() == digest:
                     return block
             self._all = hash_blocks(self._car, self._start, limits=self._limits)
@@ -215,21 +264,39 @@ class MappedBlocks:
     """
 
     FORGET_BYTES: Final = 32 << 20
+    WINDOW_BYTES: Final = 1 << 20
 
-    __slots__ = ("_car", "_limits", "_places")
+    __slots__ = ("_car", "_places")
 
     def __init__(
         self, car: memoryview, start: int, *, limits: Limits = DEFAULT_LIMITS, forget: Callable[[], None] | None = None
     ) -> None:
-        self._car, self._limits = car, limits
+        self._car = car
         self._places: dict[bytes, int] = {}
-        places = self._places
-        next_forget = start + self.FORGET_BYTES
-        for at, stop in _scan(car, start, limits):
-            places[sha256(car[at + CID_BYTES : stop]).digest()] = at + CID_BYTES << 32 | stop - at - CID_BYTES
-            if stop > next_forget and forget is not None:
+        at, end = start, len(car)
+        unread = start + self.FORGET_BYTES
+        while at < end:
+            blocks: list[bytes] = []
+            offsets: list[int] = []
+            window = bytes(car[at : at + self.WINDOW_BYTES])
+            stop = _cut(window, 0, blocks, offsets, limits)
+            if not stop:  # the first section is larger than a window, or is not valid
+                size, after = _read_section_head(car, at, end, limits)
+                blocks, offsets = [bytes(car[after + CID_BYTES : after + size])], [after + CID_BYTES - at]
+                stop = after + size - at
+            self._places.update(
+                zip(
+                    [sha256(block).digest() for block in blocks],
+                    [at + offset << 32 | len(block) for offset, block in zip(offsets, blocks, strict=True)],
+                    strict=True,
+                )
+            )
+            at += stop
+            if len(self._places) > limits.blocks:
+                raise LimitExceeded(f"a CAR of more than {limits.blocks:,} blocks", at=at)
+            if at > unread and forget is not None:
                 forget()
-                next_forget = stop + self.FORGET_BYTES
+                unread = at + self.FORGET_BYTES
 
     def __getitem__(self, digest: bytes, /) -> bytes:
         return self.read(self._places[digest])

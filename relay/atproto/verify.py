@@ -18,6 +18,7 @@ from relay.atproto.errors import BadSignature, MissingBlock, WrongDid
 from relay.atproto.keys import PublicKey
 from relay.atproto.limits import DEFAULT_LIMITS, Limits
 from relay.atproto.mst import Run, Tally, walk_runs
+from relay.atproto.mst_columns import Unusual, walk_columns
 from relay.atproto.nsid_filter import NsidFilter
 
 # Above this a CAR is not copied: its blocks are looked up in place, in a mapped file.
@@ -123,17 +124,22 @@ def verify_repo(
         blocks = StatedBlocks(bytes(car), header.size, limits=limits)
     commit = _read_commit(blocks, commit_cid, did, key, limits)
     tally = Tally()
-    runs = walk_runs(commit.data, blocks, tally, limits=limits, ranges=ranges)
-    batches = [_pack(run, mapped) if mapped is not None else _resolve(run, blocks) for run in runs]
+    batches: list[RecordBatch | _PackedRun]
+    try:
+        runs = walk_columns(commit.data, blocks, tally, limits=limits, ranges=ranges)
+        batches = [_pack(run, mapped) if mapped is not None else _resolve(run, blocks) for run in runs]
+    except Unusual:
+        # Invalid, or valid and rare: the plain walk decides, and knows the place.
+        tally = Tally()
+        runs = walk_runs(commit.data, blocks, tally, limits=limits, ranges=ranges)
+        batches = [_pack(run, mapped) if mapped is not None else _resolve(run, blocks) for run in runs]
     return VerifiedRepo(
         did=did,
         rev=commit.rev,
         data=commit.data,
         commit_cid=commit_cid,
         records_total=None if tally.pruned else tally.entries,
-        wanted=sum(len(batch.digests) for batch in batches)
-        if mapped is None
-        else sum(len(batch.digests) // 32 for batch in batches),
+        wanted=sum(map(_count, batches)),
         foreign=tuple(tally.foreign),
         _batches=batches,
         _read=None if mapped is None else mapped.read,
@@ -167,6 +173,10 @@ def _pack(run: Run, blocks: MappedBlocks) -> _PackedRun:
     except KeyError as exc:
         raise _missing_record(run, exc.args[0]) from None
     return _PackedRun(run.collection, b"/".join(run.rkeys), b"".join(run.digests), places)
+
+
+def _count(batch: RecordBatch | _PackedRun) -> int:
+    return len(batch.blocks) if isinstance(batch, RecordBatch) else len(batch.places)
 
 
 def _missing_record(run: Run, digest: bytes) -> MissingBlock:

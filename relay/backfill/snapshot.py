@@ -136,6 +136,8 @@ class Snapshot:
                 rkeys = [rkeys[place] for place in kept]
                 digests = [digests[place] for place in kept]
                 records = [records[place] for place in kept]
+        if not rkeys:
+            return [], []
         name = collection.encode()
         if self._spec.encoding is RecordEncoding.DAG_CBOR:
             return self._encoder.encode(name, rkeys, digests, records, as_cbor=None)
@@ -151,20 +153,20 @@ class Snapshot:
 
     def _find_refused(self) -> Iterator[RefusedRecord]:
         for key, cid in self._repo.foreign:
-            collection, _, rkey = key.decode().partition("/")
-            yield RefusedRecord(collection, rkey, cid_name(cid), "unprovable_cid", 0)
+            collection, _, own_key = key.decode().partition("/")
+            yield RefusedRecord(collection, own_key, cid_name(cid), "unprovable_cid", 0)
         limits, spec = self._spec.limits, self._spec
         overhead = self._encoder.overhead
         growth = _JSON_GROWTH if spec.encoding is RecordEncoding.JSON else 1
         suspect = min(limits.record_bytes, max(0, spec.max_operation_bytes - overhead) // growth)
-        for collection, rkey, cid, record in self._repo.records_over(suspect):
+        for collection, rkey, text, record in self._repo.records_over(suspect):
             if len(record) > limits.record_bytes:
                 reason = "record_too_large"
             elif self._record_size(record) + overhead > spec.max_operation_bytes:
                 reason = "operation_too_large"
             else:
                 continue
-            yield RefusedRecord(collection, rkey, cid, reason, len(record))
+            yield RefusedRecord(collection, rkey, text, reason, len(record))
 
     def _record_size(self, record: bytes) -> int:
         if self._spec.encoding is RecordEncoding.JSON:

@@ -10,6 +10,7 @@ columns: a constant head and middle of all records of a collection, and C loops 
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -45,12 +46,13 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
-# Lengths of records and operations nearly always lie in here: 16,384 small objects, half a megabyte in each process.
-_VARINTS: Final = tuple(map(varint, range(1 << 14)))
+# Tables for sizes below 16,384, which nearly all records and operations have: 1.5 MB in a process that encodes.
+_SMALL: Final = 1 << 14
+_LENGTHS: Final = tuple(map(varint, range(_SMALL)))
 
 
 def _length(value: int) -> bytes:
-    return _VARINTS[value] if value < 1 << 14 else varint(value)
+    return _LENGTHS[value] if value < _SMALL else varint(value)
 
 
 def _text(tag: bytes, text: str) -> bytes:
@@ -293,13 +295,53 @@ _CID_STRIDE: Final = 64
 _CID_CHARS: Final = 59
 
 
+_COLUMN: Final = 64
+_cut_column: Final = struct.Struct("59s5x" * _COLUMN).unpack_from
+
+
 def cid_texts(digests: Sequence[bytes]) -> list[bytes]:
     """Return the text of the dag-cbor CID of each SHA-256 digest (32 bytes), as ASCII bytes of 59 characters."""
     if not digests:
         return []
     text = libipld.encode_multibase("b", _CID_PREFIX + _CID_GLUE.join(digests) + _CID_PADDING).encode()
-    chars = _CID_CHARS
-    return [text[at : at + chars] for at in range(0, len(text) - 1, _CID_STRIDE)]
+    texts: list[bytes] = []
+    at, end = 0, len(text) - 1  # the last character is the padding's
+    while end - at >= _CID_STRIDE * _COLUMN:
+        texts += _cut_column(text, at)
+        at += _CID_STRIDE * _COLUMN
+    texts += [text[place : place + _CID_CHARS] for place in range(at, end, _CID_STRIDE)]
+    return texts
+
+
+# The same tables again, for contents of so many bytes: their size with a length before them, and with a tag before that; tag and
+# length of an operation.
+_FIELD_SIZES: Final = tuple(size + len(length) for size, length in enumerate(_LENGTHS))
+_OPERATION_SIZES: Final = tuple(size + 1 for size in _FIELD_SIZES)
+_OPERATION_HEADS: Final = tuple(b"\x12" + length for length in _LENGTHS)
+
+
+def _lengths(sizes: list[int]) -> list[bytes]:
+    if max(sizes) < _SMALL:
+        return list(map(_LENGTHS.__getitem__, sizes))
+    return list(map(_length, sizes))
+
+
+def _field_sizes(sizes: list[int]) -> list[int]:
+    if max(sizes) < _SMALL:
+        return list(map(_FIELD_SIZES.__getitem__, sizes))
+    return [size + len(_length(size)) for size in sizes]
+
+
+def _operation_sizes(sizes: list[int]) -> list[int]:
+    if max(sizes) < _SMALL:
+        return list(map(_OPERATION_SIZES.__getitem__, sizes))
+    return [size + len(_length(size)) + 1 for size in sizes]
+
+
+def _operation_heads(sizes: list[int]) -> list[bytes]:
+    if max(sizes) < _SMALL:
+        return list(map(_OPERATION_HEADS.__getitem__, sizes))
+    return [b"\x12" + _length(size) for size in sizes]
 
 
 class CreateEncoder:
@@ -329,31 +371,37 @@ class CreateEncoder:
         records: list[bytes],
         as_cbor: list[bool] | None,
     ) -> tuple[list[bytes], list[int]]:
-        """Return the pieces of all operations, PIECES for each, and the size of each operation's field, bytes.
+        """Return the pieces of all operations, PIECES for each, and the size of each operation with its tag and length.
 
         `digests` are the SHA-256 of the records' DAG-CBOR; `records` what travels. `as_cbor`: None when all of them are
-        DAG-CBOR, else for each one whether it is that (True) or JSON. The lists have one length, at least 1.
+        DAG-CBOR, else for each one whether it is that (True) or JSON. All lists have the same length, at least 1.
         """
         count = len(rkeys)
-        head = self._before + _length(len(collection)) + collection + _RKEY
+        before = self._before + _length(len(collection)) + collection + _RKEY
+        middle = self._middle_cbor
+        # Everything but rkey and record, each with its length; the CID with tag and length.
+        constant = len(before) + 2 + _CID_CHARS + len(middle)
         record_sizes = list(map(len, records))
-        rkey_sizes = list(map(len, rkeys))
-        constant = len(head) + 2 + _CID_CHARS + len(self._middle_cbor)
-        sizes = [
-            constant + rkey + len(_length(rkey)) + size + len(_length(size))
-            for rkey, size in zip(rkey_sizes, record_sizes, strict=True)
-        ]
-        pieces: list[bytes] = [b""] * (8 * count)
-        heads = [b"\x12" + _length(size) for size in sizes]
-        pieces[0::8] = heads
-        pieces[1::8] = [head] * count
-        pieces[2::8] = list(map(_length, rkey_sizes))
-        pieces[3::8] = rkeys
-        pieces[4::8] = [b"\x2a\x3b" + text for text in cid_texts(digests)]
-        if as_cbor is None:
-            pieces[5::8] = [self._middle_cbor] * count
+        fields = _field_sizes(record_sizes)
+        rkey_sizes = set(map(len, rkeys))
+        if len(rkey_sizes) == 1:  # the same length for all, as TIDs have
+            (rkey_size,) = rkey_sizes
+            before += _length(rkey_size)
+            constant += _FIELD_SIZES[rkey_size]
+            sizes = [constant + field for field in fields]
         else:
-            pieces[5::8] = [self._middle_cbor if raw else self._middle_json for raw in as_cbor]
-        pieces[6::8] = list(map(_length, record_sizes))
+            rkeys = [_LENGTHS[len(rkey)] + rkey for rkey in rkeys]
+            sizes = [constant + len(rkey) + field for rkey, field in zip(rkeys, fields, strict=True)]
+        pieces = [b"\x2a\x3b"] * (8 * count)
+        pieces[0::8] = _operation_heads(sizes)
+        pieces[1::8] = [before] * count
+        pieces[2::8] = rkeys
+        # [3::8] tag and length of the CID
+        pieces[4::8] = cid_texts(digests)
+        if as_cbor is None:
+            pieces[5::8] = [middle] * count
+        else:
+            pieces[5::8] = [middle if raw else self._middle_json for raw in as_cbor]
+        pieces[6::8] = _lengths(record_sizes)
         pieces[7::8] = records
-        return pieces, [size + len(tag) for size, tag in zip(sizes, heads, strict=True)]
+        return pieces, _operation_sizes(sizes)
