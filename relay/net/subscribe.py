@@ -99,8 +99,9 @@ def fetch_newest_event(
             )
             while True:
                 frame = stream.recv()
-                if not isinstance(frame, bytes) or not frame:
-                    continue
+                if not isinstance(frame, bytes):
+                    log.info("newest_seq_unknown", host=host, error="closed, or not a firehose")
+                    return None
                 try:
                     message = parse_frame(frame)
                 except InvalidMessage as exc:

@@ -385,7 +385,7 @@ def test_abort_ends_a_connection_attempt_that_waits(fetcher: Fetcher) -> None:
         thread.start()
         deadline = time.monotonic() + 10
         while not fetcher._pool._busy and time.monotonic() < deadline:
-            pass
+            thread.join(0.005)
         fetcher.abort()
         thread.join(10)
         for filler in fillers:
