@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self, TextIO
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.live import Live
 
 from relay.observe.status import StatusSnapshot
@@ -76,6 +76,7 @@ class LiveView(ServiceThread):
 
     def run(self) -> None:
         _live_terminals.add(self._descriptor)
+        self._fit()
         try:
             with Live(
                 console=self._console,
@@ -86,11 +87,20 @@ class LiveView(ServiceThread):
                 vertical_overflow="crop",
             ) as live:
                 while not self.stopping.is_set():
-                    width, height = self._console.size
+                    width, height = self._fit()
                     live.update(dashboard(self._snapshot(), width, height, self._log_lines()), refresh=True)
                     self.stopping.wait(self._interval_s)
         finally:
             _live_terminals.discard(self._descriptor)
+
+    def _fit(self) -> tuple[int, int]:
+        """Return the terminal's size, after telling it to the console, which would ask descriptors 0 to 2: none may be it."""
+        try:
+            width, height = os.get_terminal_size(self._descriptor)
+        except OSError:
+            width, height = 0, 0
+        self._console.size = ConsoleDimensions(width or 80, height or 24)
+        return self._console.size
 
 
 class StderrCapture:
