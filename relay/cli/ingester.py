@@ -13,6 +13,9 @@ import time
 from types import FrameType
 
 from relay.cli.exits import Exit
+from relay.observe.log import get_logger
+
+log = get_logger(__name__)
 
 DEFAULT_LISTEN = "127.0.0.1:50052"
 SINK_VARIABLE = "INGESTER_SINK"
@@ -101,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
     if args.stop_with_stdin:
         threading.Thread(target=_wait_for_stdin, args=(events,), name="ingester-stdin", daemon=True).start()
     events.get()
+    log.info("ingester_stopping", **server.details())
     stored = server.stop(time.monotonic() + STOP_WITHIN_S)
     if server.failure is not None:
         print(f"ingester: the writer died: {server.failure}", file=sys.stderr)

@@ -196,10 +196,13 @@ class IngesterServer:
                     log.error("stream_died", peer=stream.peer, error=f"{type(exc).__name__}: {exc}", exc_info=True)
                     problem.append("internal error")
                 stream.end()
-            self._intake.wake()
+            finally:
+                self._retire_checker(stream)
+                self._intake.wake()
 
-        if not context.add_callback(stream.end):
-            stream.end()
+        # However the call ends, gRPC says so; it is too late already when it returns False.
+        if not context.add_callback(lambda: self._forget(stream)):
+            self._forget(stream)
         reader = threading.Thread(target=read, name=f"ingester-stream-{stream.number}", daemon=True)
         reader.start()
         log.info("stream_opened", peer=stream.peer, stream=stream.number)
@@ -242,6 +245,9 @@ class IngesterServer:
         self._intake.wake()
         with self._lock:
             self._streams.discard(stream)
+
+    def _retire_checker(self, stream: Stream) -> None:
+        with self._lock:
             checker = self._checkers.pop(stream.number, None)
             if checker is not None:
                 self._order_ended += checker.violations
@@ -300,8 +306,8 @@ class IngesterServer:
         """A stream of one batch; any batch_id will do, and comes back."""
         stream = self._new_stream(context)
         try:
-            if not context.add_callback(stream.end):
-                stream.end()
+            if not context.add_callback(lambda: self._forget(stream)):
+                self._forget(stream)
             try:
                 batch_id, prepared = self._prepare(raw)
             except BadBatch as exc:

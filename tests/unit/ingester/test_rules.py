@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.ingester.operations import prepare_changes
@@ -50,6 +50,7 @@ class MemoryTables:
         }
 
 
+@settings(max_examples=300)
 @given(history=histories(), grouping=groupings())
 def test_folding_any_history_in_any_groups_equals_applying_its_operations_one_by_one(
     history: list[pb.Operation], grouping: list[int]
@@ -130,6 +131,12 @@ def test_the_end_of_a_snapshot_deletes_older_rows_in_the_covered_collections_onl
     kept = {path for path in PATHS if not path.startswith("a.b.")}
     assert paths_after(old, [end]) == kept
     assert paths_after([*old, end]) == kept
+
+
+def test_the_end_of_a_snapshot_keeps_the_rows_of_its_own_rev() -> None:
+    run = [make(pb.CREATE, "3ka", PATHS[0]), make(pb.CREATE, "3kb", PATHS[1]), make(pb.REPO_END, "3kb")]
+    assert paths_after(run) == {PATHS[1]}
+    assert paths_after(run[:1], run[1:]) == {PATHS[1]}
 
 
 def test_an_empty_filter_covers_all_collections() -> None:
