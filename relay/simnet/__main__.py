@@ -30,7 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ends.put("signal"))
     gc.disable()  # a world is millions of objects without cycles; the collector would walk them all again and again
-    source = Corpus(options.corpus, hosts=options.hosts) if options.corpus else _spec(options)
+    try:
+        source = Corpus(options.corpus, hosts=options.hosts) if options.corpus else _spec(options)
+    except (OSError, ValueError, TypeError) as exc:
+        sys.stderr.write(f"simnet: {exc}\n")
+        return 2
+    # A port of --base-port that is taken ends it here, with the system's message.
     network = SimNetwork(
         source,
         plain=options.plain,

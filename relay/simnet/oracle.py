@@ -78,9 +78,7 @@ def _account(account: AccountTruth, found: Delivered, patterns: Sequence[str]) -
     told = "" if found.active else found.status or "inactive"
     if account.status == "deleted":
         if told not in ("", "deleted"):
-            differences.append(
-                Difference(kind=DifferenceKind.STATUS, did=account.did, expected="deleted", found=told)
-            )
+            differences.append(Difference(kind=DifferenceKind.STATUS, did=account.did, expected="deleted", found=told))
         return differences + _records(account.did, {}, found, frozenset())
     if told != account.status:
         expected = account.status or "active"

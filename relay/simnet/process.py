@@ -53,7 +53,11 @@ class SimProcess:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
         )
         self.pid = self._process.pid
-        self.addresses = self._read_addresses(start_deadline_s)
+        try:
+            self.addresses = self._read_addresses(start_deadline_s)
+        except SimProcessFailed:
+            self.stop()
+            raise
         self.plc_url: str = self.addresses["plc"]
         self.relay_url: str = self.addresses["relay"]
         self.firehose_url: str = self.addresses["firehose"]
