@@ -7,6 +7,7 @@ for ever, or stalls in the middle of a body meets the same three limits: the dea
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import io
 import select
@@ -307,6 +308,7 @@ def request_head(target: Target, *, user_agent: str, accept: str, accept_encodin
     ).encode("ascii")
 
 
+@functools.cache  # parsing the authorities takes 30 ms; a context is safe to share
 def default_tls() -> ssl.SSLContext:
     """Return a client context that trusts the system's authorities and certifi's (a slim container has none of its own)."""
     import certifi
