@@ -122,7 +122,7 @@ def isolate(batches: list[Batch], place: Place) -> tuple[list[Batch], Batch]:
                 move.append((span, view))
             else:
                 keep.append((span, view))
-        if not move and len(keep) == len(batch.spans):
+        if not move and not any(span is place.span for span in batch.spans):
             stays.append(batch)
             continue
         if keep:
