@@ -49,7 +49,7 @@ def test_only_what_is_missing_is_applied(database_dsn: str) -> None:
 def test_a_step_that_fails_leaves_nothing_of_itself(database_dsn: str) -> None:
     database = opened(database_dsn)
     broken = [STEPS[0], replace(STEPS[1], text="CREATE TABLE second (n int); SELECT nope;")]
-    with pytest.raises(Exception, match="migration 0002 second: .*nope"):
+    with pytest.raises(Exception, match=r"migration 0002 second: .*nope"):
         migrate(database.transaction, broken)
     assert applied(database) == [(1, "first")]
     assert migrate(database.transaction, STEPS) == STEPS[1:]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,11 +40,16 @@ def count(database: Database, table: str) -> int:
         return int(row[0])
 
 
+def count_for_ever(database: Database) -> None:
+    while True:
+        count(database, "note")
+
+
 @pytest.fixture
-def noted(database: Database) -> Iterator[Database]:
+def noted(database: Database) -> Database:
     with database.transaction("make") as cur:
         cur.execute("CREATE TABLE note (n int)")
-    yield database
+    return database
 
 
 def test_a_transaction_that_ends_well_is_kept(noted: Database) -> None:
@@ -55,16 +59,20 @@ def test_a_transaction_that_ends_well_is_kept(noted: Database) -> None:
 
 
 def test_an_exception_of_any_kind_rolls_back_and_passes(noted: Database) -> None:
-    with pytest.raises(KeyError), noted.transaction("add") as cur:
-        cur.execute("INSERT INTO note VALUES (1)")
-        raise KeyError("ours")
+    def fail() -> None:
+        with noted.transaction("add") as cur:
+            cur.execute("INSERT INTO note VALUES (1)")
+            raise KeyError("ours")
+
+    with pytest.raises(KeyError):
+        fail()
     assert count(noted, "note") == 0
 
 
 def test_a_wrong_statement_is_a_store_error_and_the_connection_stays(noted: Database) -> None:
     before = backend(noted)
     with (
-        pytest.raises(StoreError, match="add: PostgreSQL at .*: 42P01: relation .nope. does not exist"),
+        pytest.raises(StoreError, match=r"add: PostgreSQL at .*: 42P01: relation .nope. does not exist"),
         noted.transaction("add") as cur,
     ):
         cur.execute("INSERT INTO nope VALUES (1)")
@@ -72,10 +80,14 @@ def test_a_wrong_statement_is_a_store_error_and_the_connection_stays(noted: Data
 
 
 def test_a_broken_connection_is_away_once_and_the_next_use_connects_again(noted: Database) -> None:
-    with pytest.raises(StoreAway), noted.transaction("add") as cur:
-        cur.execute("INSERT INTO note VALUES (1)")
-        end_session(noted, cur.connection.info.backend_pid)
-        cur.execute("INSERT INTO note VALUES (2)")
+    def break_off() -> None:
+        with noted.transaction("add") as cur:
+            cur.execute("INSERT INTO note VALUES (1)")
+            end_session(noted, cur.connection.info.backend_pid)
+            cur.execute("INSERT INTO note VALUES (2)")
+
+    with pytest.raises(StoreAway):
+        break_off()
     assert count(noted, "note") == 0
 
 
@@ -84,9 +96,14 @@ def test_after_a_broken_connection_no_idle_one_is_trusted(database: Database) ->
     thread.start()
     thread.join()
     assert database.counts() == (2, 2)  # opened in open(), and by the thread
-    with pytest.raises(StoreAway), database.transaction("x") as cur:
-        end_session(database, cur.connection.info.backend_pid)
-        cur.execute("SELECT 1")
+
+    def break_off() -> None:
+        with database.transaction("x") as cur:
+            end_session(database, cur.connection.info.backend_pid)
+            cur.execute("SELECT 1")
+
+    with pytest.raises(StoreAway):
+        break_off()
     assert database.counts() == (0, 0)
 
 
@@ -154,7 +171,7 @@ def test_waiting_for_a_connection_ends_with_the_setting_that_would_help(
     thread.start()
     inside.wait(10)
     try:
-        with pytest.raises(StoreAway, match="all 1 connections .*max_open_conns"):
+        with pytest.raises(StoreAway, match=r"all 1 connections .*max_open_conns"):
             backend(database)
     finally:
         leave.set()
@@ -288,8 +305,7 @@ def test_without_a_dsn_the_private_server_is_used_and_started_again_when_it_dies
         pid = int((short_folder / "pg" / "data" / "postmaster.pid").read_text().splitlines()[0])
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(StoreAway):  # one use notices (at first the session's own server process may still answer)
-            while True:
-                assert count(database, "note") == 1
+            count_for_ever(database)
         assert count(database, "note") == 1  # the next one starts it again
         assert int((short_folder / "pg" / "data" / "postmaster.pid").read_text().splitlines()[0]) != pid
     finally:
