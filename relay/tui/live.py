@@ -14,8 +14,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from types import TracebackType
-from typing import Self, TextIO
+from typing import TextIO
 
 from rich.console import Console, ConsoleDimensions
 from rich.live import Live
@@ -104,17 +103,22 @@ class LiveView(ServiceThread):
 
 
 class StderrCapture:
-    """Takes file descriptor 2 of this process, and of the children started after it, while the view is up.
+    """Takes file descriptor 2 of this process, and of the children started after `take`, while the view is up.
 
-    Enter it before any child is started. Memory: the newest `most_lines` lines, and as many that are more than routine.
+    `take` starts no thread, so it can stand before the forkserver's start; `read` has to follow soon, because until then only the
+    pipe holds what is written (64 KiB). Memory: the newest `most_lines` lines, and as many that are more than routine.
     """
+
+    # What no program writes as a line: everything before it in the pipe was written before `give_back`.
+    _END = b"\0end of capture\0"
 
     def __init__(self, most_lines: int = 200, longest_line: int = 4000) -> None:
         self._newest: deque[str] = deque(maxlen=most_lines)
         self._notable: deque[str] = deque(maxlen=most_lines)
         self._lock = threading.Lock()  # guards both
         self._longest_line = longest_line
-        self._real = -1
+        self._real = self._read_end = self._write_end = -1
+        self._has_ended = threading.Event()
         self._reader: threading.Thread | None = None
 
     def lines(self) -> list[str]:
@@ -122,42 +126,49 @@ class StderrCapture:
         with self._lock:
             return list(self._newest)
 
-    def __enter__(self) -> Self:
+    def take(self) -> None:
+        """Put a pipe in the place of stderr."""
         sys.stderr.flush()
-        read_end, write_end = os.pipe()
+        self._read_end, self._write_end = os.pipe()
         self._real = os.dup(2)
-        os.dup2(write_end, 2)
-        os.close(write_end)
-        self._reader = threading.Thread(target=self._read, args=(read_end,), name="stderr-capture", daemon=True)
-        self._reader.start()
-        return self
+        os.dup2(self._write_end, 2)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def read(self) -> None:
+        """Start to read the pipe; a second call does nothing."""
+        if self._reader is None:
+            self._reader = threading.Thread(target=self._read, name="stderr-capture", daemon=True)
+            self._reader.start()
+
+    def give_back(self) -> None:
+        """Put the real stderr back, and write to it what was more than routine. Once."""
         sys.stderr.flush()
         os.dup2(self._real, 2)
         os.close(self._real)
-        # A child that lives on keeps the pipe open: what was read until now has to do, the thread ends with the child.
-        if self._reader is not None:
-            self._reader.join(1.0)
+        self.read()
+        os.write(self._write_end, b"\n" + self._END + b"\n")
+        os.close(self._write_end)
+        self._has_ended.wait(5.0)
         with self._lock:
             for line in self._notable:
                 os.write(2, line.encode(errors="replace") + b"\n")
             self._notable.clear()
 
-    def _read(self, descriptor: int) -> None:
-        with os.fdopen(descriptor, "rb", buffering=0) as pipe:
-            rest = b""
+    def _read(self) -> None:
+        """Take lines until the end mark; those of children that live on go straight to the real stderr after that."""
+        rest = b""
+        with os.fdopen(self._read_end, "rb", buffering=0) as pipe:
             while chunk := pipe.read(65536):
                 *whole, rest = (rest + chunk).split(b"\n")
-                for line in whole:
-                    self._take(line)
                 if len(rest) > self._longest_line:
-                    self._take(rest)
+                    whole.append(rest)
                     rest = b""
-            if rest:
-                self._take(rest)
+                for line in whole:
+                    if line == self._END:
+                        self._has_ended.set()
+                    elif self._has_ended.is_set():
+                        os.write(2, line + b"\n")
+                    elif line:
+                        self._take(line)
 
     def _take(self, line: bytes) -> None:
         text = line[: self._longest_line].decode(errors="replace").rstrip("\r")

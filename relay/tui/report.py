@@ -16,8 +16,9 @@ from relay.tui.plain import BatchSummary, ProgressLines, summary_lines
 class TerminalReporter:
     """Shows a batch on `out`, which is stderr: stdout is for what a script reads.
 
-    Make it before any child is started: with a live view it takes stderr from here on, so that no line of ours or of a child
-    tears the picture. `ended` (or, at the latest, the end of the process) gives both back and lets out what was more than routine.
+    Make it before the forkserver is started: with a live view it takes stderr from here on, so that no line of ours or of a child
+    tears the picture. It starts no thread before `waiting` or `started`. `ended` (or, at the latest, the end of the process) gives
+    both back and lets out what was more than routine.
     """
 
     def __init__(self, out: TextIO, live: bool, environ: Mapping[str, str] | None = None) -> None:
@@ -30,7 +31,7 @@ class TerminalReporter:
         if live and can_show_live(out, os.environ if environ is None else environ):
             self._terminal = os.fdopen(os.dup(out.fileno()), "w", encoding=out.encoding, errors="replace")
             self._capture = StderrCapture()
-            self._capture.__enter__()
+            self._capture.take()
             atexit.register(self.ended)
 
     def waiting(self, text: str) -> None:
@@ -57,7 +58,7 @@ class TerminalReporter:
             self._view.join(time.monotonic() + 5.0)
             self._view = None
         if self._capture is not None:
-            self._capture.__exit__(None, None, None)
+            self._capture.give_back()
             self._capture = None
             atexit.unregister(self.ended)
         if self._terminal is not None:
@@ -72,6 +73,8 @@ class TerminalReporter:
         self._out.flush()
 
     def _say(self, text: str) -> None:
+        if self._capture is not None:
+            self._capture.read()
         out = self._terminal or self._out
         out.write(text + "\n")
         out.flush()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 
 from relay.observe.status import HostView, Phase, StatusSnapshot, Targets
 from relay.tui.live import restore_terminal_now
@@ -18,6 +19,12 @@ CHILD = (
     "sys.stderr.write('2026-01-01T00:00:00.000Z info    repo_synced did=routine\\n');"
     "sys.stderr.write('2026-01-01T00:00:00.000Z warning child_speaks did=notable\\n');"
     "sys.stderr.write('Traceback of a child\\n')"
+)
+LASTING_CHILD = (
+    "import sys;"
+    "sys.stderr.write('child is there\\n');"
+    "sys.stdin.readline();"
+    "sys.stderr.write('child outlived the view\\n')"
 )
 
 
@@ -37,6 +44,12 @@ def main() -> None:
                 reporter.show(snapshot)
             case "child":
                 subprocess.run([sys.executable, "-c", CHILD], check=True)
+            case "lasting child":
+                child = subprocess.Popen([sys.executable, "-c", LASTING_CHILD], stdin=subprocess.PIPE)
+            case "let the child speak":
+                child.communicate(b"\n")
+            case "threads":
+                line = f"{len(threading.enumerate())} threads\n"
             case "end":
                 reporter.ended()
                 reporter.ended()

@@ -52,13 +52,13 @@ class _Terminal:
     def resize(self, columns: int, lines: int) -> None:
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
 
-    def tell(self, command: str) -> None:
-        """Have the program do something, and wait until it has."""
+    def tell(self, command: str) -> str:
+        """Have the program do something, and return its answer, which says that it has."""
         assert self.program.stdin is not None
         assert self.program.stdout is not None
         self.program.stdin.write(command.encode() + b"\n")
         self.program.stdin.flush()
-        assert self.program.stdout.readline().strip() == command.encode()
+        return self.program.stdout.readline().decode().strip()
 
     def tell_last(self, command: str) -> int:
         """Have the program do something that ends it; return its exit code, with all of its output seen."""
@@ -198,3 +198,19 @@ def test_before_the_view_is_up_an_error_is_seen_too(make: Any) -> None:
     assert terminal.tell_last("raise") == 1
     assert b"the message that must not get lost" in terminal.seen
     assert ENTER not in terminal.seen
+
+
+def test_a_child_that_outlives_the_view_speaks_to_the_real_stderr(make: Any) -> None:
+    terminal = make(160, 60)
+    terminal.tell("start")
+    terminal.tell("lasting child")
+    terminal.wait_for(b"child is there")
+    terminal.tell("end")
+    left = terminal.wait_for(LEAVE)
+    terminal.tell("let the child speak")
+    terminal.wait_for(b"child outlived the view\r\n", left)
+
+
+def test_no_thread_is_started_before_the_batch_is(make: Any) -> None:
+    terminal = make()
+    assert terminal.tell("threads") == "1 threads"
