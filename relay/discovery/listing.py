@@ -185,19 +185,20 @@ class Enumeration:
         self._progress.add(hosts_total=len(pending))
         with ThreadPoolExecutor(min(self._threads, len(pending)), thread_name_prefix="listing") as pool:
             running: list[Future[None]] = [pool.submit(self._list_repos_of, origin) for origin in pending]
-            done, _ = wait(running, return_when=FIRST_EXCEPTION)
-            broken = next((each for each in done if each.exception() is not None), None)
-            if broken is not None:
-                # A fault of ours, or stopping: the other threads end at their next page.
-                self.request_stop()
-                pool.shutdown(cancel_futures=True)
+            wait(running, return_when=FIRST_EXCEPTION)
+            pool.shutdown(cancel_futures=self._stopping.is_set())
         for each in running:
             if not each.cancelled() and (exc := each.exception()) is not None and not isinstance(exc, Stopped):
                 raise exc
         self._check_stopping()
 
     def _list_repos_of(self, origin: str) -> None:
-        self._list_repos(KIND_REPOS, origin, "", lambda cursor: self._xrpc.list_repos(origin, cursor=cursor))
+        try:
+            self._list_repos(KIND_REPOS, origin, "", lambda cursor: self._xrpc.list_repos(origin, cursor=cursor))
+        except BaseException:
+            # A fault of ours, or stopping: no thread begins another host, and the others end at their next page.
+            self.request_stop()
+            raise
 
     def _list_collections(self, origin: str, collections: Sequence[str]) -> None:
         wanted = list(dict.fromkeys(collections))
