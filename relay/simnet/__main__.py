@@ -35,14 +35,17 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError, TypeError) as exc:
         sys.stderr.write(f"simnet: {exc}\n")
         return 2
-    # A port of --base-port that is taken ends it here, with the system's message.
-    network = SimNetwork(
-        source,
-        plain=options.plain,
-        base_port=options.base_port,
-        blind_to=options.blind_to,
-        gone_status=options.gone_status,
-    )
+    try:
+        network = SimNetwork(
+            source,
+            plain=options.plain,
+            base_port=options.base_port,
+            blind_to=options.blind_to,
+            gone_status=options.gone_status,
+        )
+    except OSError as exc:
+        sys.stderr.write(f"simnet: cannot listen on the ports from {options.base_port}: {exc}\n")
+        return 1
     records = network.network.build_all(compact=options.compact) if isinstance(network.network, World) else 0
     gc.freeze()
     gc.enable()

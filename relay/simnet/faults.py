@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from typing import Any
 
+from relay.simnet.answers import NEVER, Response
 from relay.simnet.block import car_head, cid_of, section
-from relay.simnet.http import NEVER, Response
 
 
 class FaultKind(enum.StrEnum):

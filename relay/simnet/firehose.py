@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 
+from relay.simnet.answers import Request, Response
 from relay.simnet.events import EventLog, error_frame, frame
-from relay.simnet.http import Request, Response
 from relay.simnet.pds import xrpc_error
 
 _MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"

@@ -8,12 +8,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from relay.simnet.answers import App, Request, Response, json_response
 from relay.simnet.corpus import Corpus
 from relay.simnet.events import EventLog
 from relay.simnet.faults import Fault, FaultPlan
-from relay.simnet.http import App, HttpServer, Request, Response, json_response
+from relay.simnet.http import HttpServer
 from relay.simnet.pds import Pds, RateLimit
 from relay.simnet.plc import Plc
+from relay.simnet.repo import CompactRepo
 from relay.simnet.traffic import Traffic
 from relay.simnet.upstream import UPSTREAM, Upstream
 from relay.simnet.views import style_of
@@ -43,7 +45,10 @@ class SimNetwork:
         blind_to: int = 0,
         gone_status: int = 410,
     ) -> None:
-        """`plain`: all PDSes send with a length and without gzip (cheapest). See `Upstream` and `Plc` for the last two."""
+        """Listen, but answer only after `start`. Raise OSError when a port is taken.
+
+        `plain`: all PDSes send with a length and without gzip (cheapest). See `Upstream` and `Plc` for the last two.
+        """
         self.plan = faults or FaultPlan()
         self.traffic = Traffic()
         self._server = HttpServer()
@@ -51,13 +56,18 @@ class SimNetwork:
         self._ports: dict[int, int] = {}  # host number -> port
         self._apps: dict[str, App] = {}
         self._lock = threading.Lock()  # guards the plan's replacement in all apps
-        plc_port = self._listen("plc")
-        self._ports[UPSTREAM] = self._listen("relay")
+        self._started = False
         hosts = source.hosts if isinstance(source, WorldSpec) else len(source.host_urls)
-        for host in range(hosts):
-            self._ports[host] = self._listen(f"pds{host}")
         web_count = source.web_accounts if isinstance(source, WorldSpec) else 0
-        web_dids = [f"did:web:localhost%3A{self._listen(f'web{number}')}" for number in range(web_count)]
+        try:
+            plc_port = self._listen("plc")
+            self._ports[UPSTREAM] = self._listen("relay")
+            for host in range(hosts):
+                self._ports[host] = self._listen(f"pds{host}")
+            web_dids = [f"did:web:localhost%3A{self._listen(f'web{number}')}" for number in range(web_count)]
+        except OSError:
+            self._server.discard()
+            raise
         self.network: World | Corpus = World(source, web_dids=web_dids) if isinstance(source, WorldSpec) else source
         self.network.host_urls[:] = [f"http://localhost:{self._ports[host]}" for host in range(hosts)]
         self.log = self.network.log if isinstance(self.network, World) else EventLog()
@@ -78,11 +88,15 @@ class SimNetwork:
     # Life
 
     def start(self) -> None:
+        self._started = True
         self._server.start()
 
     def stop(self) -> None:
         """End the server thread. Raise RuntimeError if it hangs, or if a handler failed: a bug in this package."""
         self.log.listeners.clear()
+        if not self._started:
+            self._server.discard()
+            return
         self._server.request_stop()
         if not self._server.join(time.monotonic() + _STOP_S):
             raise RuntimeError("the simulated network's thread does not end")
@@ -220,7 +234,7 @@ def control_app(network: SimNetwork) -> App:
             return json_response({"error": "NotFound", "message": "POST /_control"}, 404)
         try:
             return json_response(network.control(json.loads(request.body)))
-        except (UnknownCommand, KeyError, ValueError, IndexError, TypeError) as exc:
+        except (UnknownCommand, CompactRepo, KeyError, ValueError, IndexError, TypeError) as exc:
             return json_response({"error": type(exc).__name__, "message": str(exc)}, 400)
 
     return answer

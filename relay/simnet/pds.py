@@ -8,6 +8,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
+from relay.simnet.answers import Request, Response, json_response
 from relay.simnet.faults import (
     ANSWER_FAULTS,
     CAR_FAULTS,
@@ -19,7 +20,6 @@ from relay.simnet.faults import (
     bad_answer,
     bad_manners,
 )
-from relay.simnet.http import Request, Response, json_response
 from relay.simnet.spoil import spoiled_car
 from relay.simnet.traffic import Traffic
 from relay.simnet.views import Hosted, Network, Style

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import unquote
 
+from relay.simnet.answers import Request, Response, json_response
 from relay.simnet.faults import (
     ANSWER_FAULTS,
     DOCUMENT_FAULTS,
@@ -15,7 +16,6 @@ from relay.simnet.faults import (
     bad_answer,
     bad_manners,
 )
-from relay.simnet.http import Request, Response, json_response
 from relay.simnet.traffic import Traffic
 from relay.simnet.views import Document, Hosted, Network
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from relay.simnet.answers import Request, Response, json_response
 from relay.simnet.events import EventLog
 from relay.simnet.faults import ANSWER_FAULTS, LISTING_FAULTS, FaultKind, FaultPlan, Place, bad_answer, bad_manners
 from relay.simnet.firehose import subscribe
-from relay.simnet.http import Request, Response, json_response
 from relay.simnet.pds import listing_entry, page_limit, repo_status, xrpc_error
 from relay.simnet.traffic import Traffic
 from relay.simnet.views import Hosted, Network

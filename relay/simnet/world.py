@@ -176,8 +176,7 @@ class World:
     def truth(self) -> Iterator[AccountTruth]:
         """Yield every account's truth; each is a moment's copy."""
         for account in tuple(self.accounts):
-            with self.lock:
-                yield self.account_truth(account)
+            yield self.account_truth(account)
 
     def account_truth(self, account: Account) -> AccountTruth:
         with self.lock:

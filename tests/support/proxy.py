@@ -34,9 +34,9 @@ class Proxy:
         self._stalled = False
         self._bytes_per_s: float | None = None
         self._cut_after: int | None = None
-        self.connections = 0
-        self.bytes_up = 0  # from the clients
-        self.bytes_down = 0
+        self._connections = 0
+        self._bytes_up = 0
+        self._bytes_down = 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"proxy-{self.port}", daemon=True)
 
@@ -50,6 +50,24 @@ class Proxy:
         assert not self._thread.is_alive(), "the proxy's thread does not end"
         self.refuse()
         self._selector.close()
+
+    # Counters: read under the lock, so that bytes which a client has received are counted
+
+    @property
+    def connections(self) -> int:
+        with self._lock:
+            return self._connections
+
+    @property
+    def bytes_up(self) -> int:
+        """Bytes from the clients."""
+        with self._lock:
+            return self._bytes_up
+
+    @property
+    def bytes_down(self) -> int:
+        with self._lock:
+            return self._bytes_down
 
     # Controls
 
@@ -128,8 +146,8 @@ class Proxy:
             except OSError:
                 self._drop(pair)
                 continue
-            self.bytes_up += up
-            self.bytes_down += down
+            self._bytes_up += up
+            self._bytes_down += down
             busy = busy or up + down > 0
             if self._cut_after is not None and up + down:
                 self._cut_after -= up + down
@@ -150,7 +168,7 @@ class Proxy:
         for sock in (client, server):
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.connections += 1
+        self._connections += 1
         self._pairs.append(_Pair(client, server))
 
     def _drop(self, pair: _Pair, *, reset: bool = True) -> None:

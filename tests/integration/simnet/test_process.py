@@ -138,3 +138,26 @@ def test_it_ends_with_its_parent(tmp_path: Path) -> None:
 def test_a_bad_option_is_an_error_at_start(tmp_path: Path) -> None:
     with pytest.raises(SimProcessFailed, match="did not start"):
         SimProcess(corpus=tmp_path)
+
+
+def test_a_taken_port_is_an_error_that_leaves_nothing_open() -> None:
+    with SimNetwork(_SPEC) as network:
+        taken = int(network.relay_url.rpartition(":")[2])
+        with pytest.raises(OSError, match="in use"):
+            SimNetwork(_SPEC, base_port=taken)
+        with pytest.raises(SimProcessFailed, match="exit code 1"):
+            SimProcess(_SPEC, base_port=taken)
+
+
+def test_a_network_that_never_started_can_be_stopped() -> None:
+    SimNetwork(_SPEC).stop()
+
+
+def test_a_compact_process_serves_and_refuses_to_write() -> None:
+    with SimProcess(_SPEC, plain=True, compact=True) as process:
+        whole = World(_SPEC)
+        account = whole.accounts[1]
+        url = f"{process.host_urls[account.host]}/xrpc/com.atproto.sync.getRepo?did={account.did}"
+        assert requests.get(url, timeout=10).content == account.car()
+        with pytest.raises(SimProcessFailed, match="compact"):
+            process.write(1)

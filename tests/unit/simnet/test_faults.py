@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis.strategies import floats, integers, permutations
 
+from relay.simnet.answers import NEVER, Response
 from relay.simnet.faults import (
     ANSWER_FAULTS,
     CAR_FAULTS,
@@ -21,7 +22,6 @@ from relay.simnet.faults import (
     bad_answer,
     bad_manners,
 )
-from relay.simnet.http import NEVER, Response
 
 _GET_REPO = Place(endpoint="getRepo", host=1, did="did:plc:a")
 
