@@ -206,6 +206,14 @@ def test_a_bomb_is_refused_before_it_is_allocated(head: bytes) -> None:
     assert peak < 3_000_000
 
 
+@pytest.mark.parametrize("head", [b"\x9a\x00\x01\x00\x00", b"\xb8\x20", b"\x98\x20"])
+def test_a_container_that_promises_too_much_is_refused_at_its_head(head: bytes) -> None:
+    """Not where the data end: outer containers count too, so a nest of promises fails at once."""
+    with pytest.raises(InvalidCbor, match="promises") as caught:
+        cbor.decode(b"\x83\x00" + head + b"\x00" * 31)
+    assert caught.value.at == 2
+
+
 def test_the_fast_reader_takes_small_input_only() -> None:
     with pytest.raises(LimitExceeded):
         cbor.decode_fast(bytes(cbor.FAST_BYTES + 1))

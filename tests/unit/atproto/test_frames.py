@@ -24,7 +24,7 @@ from relay.atproto.frames import (
 )
 from relay.atproto.limits import Limits
 from relay.atproto.syntax import Did, Rev
-from tests.unit.atproto.values import VALUES, damaged
+from tests.unit.atproto.values import VALUES, damaged, for_cbor2
 
 DID = "did:plc:ewvi7nxzyoun6zhxrhs64oiz"
 TIME = "2023-06-30T15:03:01.887007Z"
@@ -234,7 +234,7 @@ def _both_ways(frame: bytes) -> tuple[object, object]:
         try:
             return parse_frame(frame)
         except AtprotoError as exc:
-            return type(exc)
+            return type(exc), [getattr(exc, name, None) for name in ("kind", "seq", "did", "rev")]
 
     fast = outcome()
     original = frames._read_fast
@@ -274,7 +274,39 @@ def test_a_text_that_looks_like_the_blocks_does_not_move_them() -> None:
     for trap in ("\x66blocks\x41", "\x66blocks\x40", "\x66blocks\x57"):
         frame = _frame("#sync", SYNC | {"did": trap})
         fast, strict = _both_ways(frame)
-        assert fast == strict == InvalidMessage
+        assert fast == strict == (InvalidMessage, ["#sync", 5, None, REV])
+
+
+def test_a_text_that_looks_like_the_blocks_does_not_change_what_comes_after() -> None:
+    """Cut at the trap, the DID would swallow the start of the next entry, and a hidden `rev` would come to light."""
+    hidden = "crevm" + REV  # a key and a text in CBOR
+    frame = _frame("#sync", SYNC | {"did": "\x66blocks\x57" + "z" * 23, "rev": "j" * 17 + hidden, "blocks": b""})
+    fast, strict = _both_ways(frame)
+    assert fast == strict == (InvalidMessage, ["#sync", 5, None, None])
+
+
+@pytest.mark.parametrize(
+    "head", [b"\x58\x05", b"\x58\x17", b"\x59\x00\xff", b"\x5a\x00\x00\xff\xff", b"\x5b" + bytes(7) + b"\x05"]
+)
+def test_blocks_whose_length_is_not_in_its_shortest_form_are_refused(head: bytes) -> None:
+    size = int.from_bytes(head[1:], "big")
+    frame = _frame("#sync", SYNC | {"blocks": b""})
+    assert frame.endswith(b"\x66blocks\x40")
+    fast, strict = _both_ways(frame[:-1] + head + bytes(size))
+    assert fast == strict
+    assert isinstance(strict, tuple)
+    assert strict[0] is InvalidFrame
+
+
+@pytest.mark.parametrize("junk", [1.5, [1.5], {"a": 1.5}, 2**64 - 1, [[2**63]]], ids=repr)
+@pytest.mark.parametrize(("kind", "field"), [(kind, field) for kind, body in BODIES.items() for field in body])
+def test_what_only_the_strict_reader_refuses_does_not_slip_through(kind: str, field: str, junk: object) -> None:
+    body: dict[str, Any] = {key: for_cbor2(value) for key, value in BODIES[kind].items()} | {field: junk}
+    frame = cbor2.dumps({"op": 1, "t": kind}, canonical=True) + cbor2.dumps(body, canonical=True)
+    fast, strict = _both_ways(frame)
+    assert fast == strict
+    assert isinstance(strict, tuple)
+    assert strict[0] is InvalidFrame
 
 
 @pytest.mark.parametrize("kind", ["#commit", "#sync", "#account", "#identity"])

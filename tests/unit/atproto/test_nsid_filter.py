@@ -12,7 +12,11 @@ from relay.atproto.nsid_filter import NsidFilter
 
 # Few segments, so that patterns meet, and neighbours of "." and "/" in ASCII order ("-" below, "0" above).
 SEGMENTS = st.sampled_from(["a", "a-a", "a0", "b", "aa"])
-NSIDS = st.lists(SEGMENTS, min_size=2, max_size=4).map(lambda parts: ".".join([*parts, "n"]))
+NSIDS = st.builds(
+    lambda parts, name: ".".join([*parts, name]),
+    st.lists(SEGMENTS, min_size=2, max_size=4),
+    st.sampled_from(["n", "n0", "nn"]),
+)
 PREFIXES = st.lists(SEGMENTS, min_size=1, max_size=3).map(lambda parts: ".".join(parts) + ".")
 PATTERNS = st.lists(st.one_of(NSIDS, PREFIXES, PREFIXES.map(lambda prefix: prefix + "*")), max_size=5)
 FILTERS = PATTERNS.map(NsidFilter.parse)

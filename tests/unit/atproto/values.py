@@ -34,16 +34,17 @@ VALUES: st.SearchStrategy[Value] = st.recursive(
 
 def cbor2_encode(value: Value) -> bytes:
     """Encode with another implementation: cbor2, canonical."""
-    return cbor2.dumps(_for_cbor2(value), canonical=True)
+    return cbor2.dumps(for_cbor2(value), canonical=True)
 
 
-def _for_cbor2(value: Value) -> object:
+def for_cbor2(value: Value) -> object:
+    """Return the value with links as cbor2 has them."""
     if isinstance(value, Link):
         return cbor2.CBORTag(42, b"\0" + value.cid)
     if isinstance(value, list):
-        return [_for_cbor2(item) for item in value]
+        return [for_cbor2(item) for item in value]
     if isinstance(value, dict):
-        return {key: _for_cbor2(item) for key, item in value.items()}
+        return {key: for_cbor2(item) for key, item in value.items()}
     return value
 
 
