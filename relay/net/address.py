@@ -10,7 +10,8 @@ from relay.config.addresses import http_url
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _PATH_SAFE = "/%:@!$&'()*+,;=-._~"
-_HOST = re.compile(r"[a-z0-9._-]{1,253}|[0-9a-f:.]{2,45}", re.ASCII)
+_LABEL = "[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOST = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*\.?|[0-9a-f:.]{{2,45}}", re.ASCII)
 _LISTED_HOST = re.compile(r"([a-zA-Z0-9.-]{1,253})(?::([0-9]{1,5}))?", re.ASCII)
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+import requests
+
 from relay.atproto.cid import parse_cid_text
 from relay.atproto.errors import AtprotoError
 from relay.atproto.limits import DEFAULT_LIMITS
@@ -26,6 +28,7 @@ from relay.net.errors import (
     DirectoryAway,
     HostDown,
     NetError,
+    PrivateAddress,
     RateLimited,
     RepoNotFound,
     TooLarge,
@@ -208,7 +211,11 @@ class Xrpc:
     def _ask(
         self, origin: str, method: str, params: dict[str, str | int | None]
     ) -> tuple[GuardedResponse, dict[str, Any]]:
-        response = self._session.get(f"{origin}/xrpc/{method}", params=params, allow_redirects=False)
+        try:
+            response = self._session.get(f"{origin}/xrpc/{method}", params=params, allow_redirects=False)
+        except requests.RequestException as exc:
+            # Only its reading of URLs can fail: everything behind that is the fetcher's.
+            raise PrivateAddress(f"{origin[:200]}: not an address that can be asked ({exc})", host=origin) from exc
         assert isinstance(response, GuardedResponse)
         body = response.parsed()
         if not isinstance(body, dict):

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from relay.atproto.cid import cid_of, cid_text
 from relay.config.schema import BackfillerSettings, HttpSettings, IdentitySettings
@@ -20,6 +22,7 @@ from relay.net.errors import (
     DidUnsupported,
     DirectoryAway,
     HostDown,
+    NetError,
     PrivateAddress,
     RepoNotFound,
     TooLarge,
@@ -189,6 +192,17 @@ def test_listings_are_guarded(server: RudeServer, opened: Opened) -> None:
     with pytest.raises(PrivateAddress):
         Xrpc(opened(Guard(allow_private=False))).list_repos(server.origin)
     assert server.connections == 0
+
+
+@given(st.text(st.sampled_from("aZ0.-_:@/[]%*é \\?#"), max_size=20) | st.just("a" * 200) | st.just(".a.io"))
+@settings(deadline=None)
+def test_whatever_a_listing_calls_a_host_only_typed_errors_come_of_it(name: str) -> None:
+    fetcher = Fetcher(Guard(allow_private=True, lookup=lambda host, port: []), user_agent="t")
+    for address in (f"https://{name}", f"http://{name}"):
+        with pytest.raises(NetError):
+            Xrpc(fetcher).list_repos(address)
+        with pytest.raises(NetError):
+            Xrpc(fetcher).get_repo(address, DID, BytesSink(), limits=FetchLimits(max_bytes=1, total_s=1))
 
 
 def test_get_repo_puts_the_car_into_the_sink(server: RudeServer, xrpc: Xrpc) -> None:
