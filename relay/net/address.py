@@ -10,6 +10,7 @@ from relay.config.addresses import http_url
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _PATH_SAFE = "/%:@!$&'()*+,;=-._~"
+_CONTROL = re.compile(r"[\x00-\x20\x7f]")
 _LABEL = "[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*\.?|[0-9a-f:.]{{2,45}}", re.ASCII)
 _LISTED_HOST = re.compile(r"([a-zA-Z0-9.-]{1,253})(?::([0-9]{1,5}))?", re.ASCII)
@@ -62,7 +63,7 @@ def parse_target(url: str) -> Target:
     host = parts.hostname or ""
     if not _HOST.fullmatch(host) or port == 0:
         raise InvalidAddress(f"no usable host or port in the URL {url[:200]!r}")
-    if any(ord(char) < 0x21 or ord(char) == 0x7F for char in url):
+    if _CONTROL.search(url):
         raise InvalidAddress(f"control character or space in the URL {url[:200]!r}")
     path = quote(parts.path or "/", safe=_PATH_SAFE)
     if parts.query:
