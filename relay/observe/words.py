@@ -51,10 +51,10 @@ def duration(seconds: float | None) -> str:
 
 
 def percent(part: float | None, whole: float | None) -> str:
-    """Return a share that says 100% only when it is all, and 0% only when it is nothing."""
+    """Return a share that says 100% only when it is all (or, counted later, more), and 0% only when it is nothing."""
     if part is None or not whole:
         return UNKNOWN
-    share = 100.0 * part / whole
+    share = min(100.0, 100.0 * part / whole)
     if part < whole:
         share = min(share, 99.9)
     if part > 0:

@@ -96,7 +96,7 @@ def _head(snapshot: StatusSnapshot, width: int) -> list[RenderableType]:
         lines.append(_bar(snapshot, width))
     lines.append(_throughput(snapshot))
     lines.append(_states(snapshot))
-    lines.extend(_activity(snapshot))
+    lines.extend(_activity(snapshot, width))
     for line in lines:
         if isinstance(line, Text):
             line.truncate(width, overflow="ellipsis")
@@ -128,7 +128,9 @@ def _title(snapshot: StatusSnapshot, width: int) -> Text:
 
 def _bar(snapshot: StatusSnapshot, width: int) -> RenderableType:
     targets = snapshot.targets
-    done, total = targets.done or 0, targets.total or 0
+    done = targets.done or 0
+    # The two are counted at different moments: more than all is never shown.
+    total = max(done, targets.total or 0)
     known = "" if targets.final else " so far"
     label = f" {words.percent(done, total)} of {words.count(total)}{known}"
     if total and done >= total and targets.final:
@@ -171,7 +173,7 @@ def _states(snapshot: StatusSnapshot) -> Text:
     return line if line.plain else Text("no repos yet", style="dim")
 
 
-def _activity(snapshot: StatusSnapshot) -> list[Text]:
+def _activity(snapshot: StatusSnapshot, width: int) -> list[Text]:
     """Return the lines on the listing, the downloads, the firehose and the queues, each only where there is something."""
     lines = []
     listing, fetch, firehose = snapshot.listing, snapshot.fetch, snapshot.firehose
@@ -211,20 +213,27 @@ def _activity(snapshot: StatusSnapshot) -> list[Text]:
         line.append(f"  seq {words.count(firehose.seq)}  cursor {words.count(firehose.cursor)}", style="dim")
         lines.append(line)
     if snapshot.gauges:
-        line = Text()
-        _label(line, "queues")
-        for gauge in snapshot.gauges:
-            is_full = gauge.limit is not None and gauge.used >= gauge.limit > 0
-            limit = "" if gauge.limit is None else f"/{words.short_count(gauge.limit)}"
-            line.append(f"{gauge.name} ", style="dim")
-            line.append(f"{words.short_count(gauge.used)}{limit}  ", style="yellow" if is_full else "")
-        lines.append(line)
+        lines.extend(_queues(snapshot, width))
     if snapshot.failures:
         line = Text()
         _label(line, "failed")
         for reason, number in sorted(snapshot.failures.items(), key=lambda item: -item[1]):
             line.append(f"{_clean(reason)} {words.short_count(number)}  ")
         lines.append(line)
+    return lines
+
+
+def _queues(snapshot: StatusSnapshot, width: int) -> list[Text]:
+    """Return what is bounded and how full it is, in one line, or in two where one is too short; full ones stand out."""
+    lines = [Text("queues ", style="dim")]
+    for gauge in snapshot.gauges:
+        is_full = gauge.limit is not None and gauge.used >= gauge.limit > 0
+        limit = "" if gauge.limit is None else f"/{words.short_count(gauge.limit)}"
+        entry = Text(f"{_clean(gauge.name)} ", style="dim")
+        entry.append(f"{words.short_count(gauge.used)}{limit}  ", style="not dim yellow" if is_full else "not dim")
+        if lines[-1].cell_len + entry.cell_len - 2 > width and len(lines) == 1:
+            lines.append(Text("       "))
+        lines[-1].append(entry)
     return lines
 
 
@@ -235,12 +244,12 @@ def _body(snapshot: StatusSnapshot, width: int, height: int, log_lines: Sequence
     if width < _WIDE:
         present = [each for each in (ingesters, incidents, errors, hosts, workers, log) if each.rows]
         return _stack(present, width, height)
-    # Side by side: what we work with on the left, what went wrong on the right. The log takes the full width below.
-    bottom = [log] if log.rows else []
+    # Side by side: whom we work with on the left, what went wrong and who works on the right. The log has the width below.
+    bottom = [log] if log.rows and height >= 16 else []
     log_height = min(log.height, max(log.least_height, height // 4)) if bottom else 0
     left_width = (width - _GAP) // 2
-    left = [each for each in (ingesters, hosts, workers) if each.rows]
-    right = [each for each in (incidents, errors) if each.rows]
+    left = [each for each in (ingesters, hosts) if each.rows]
+    right = [each for each in (incidents, errors, workers) if each.rows]
     upper_height = height - log_height - (1 if bottom else 0)
     if not right:
         lines = _stack(left, width, upper_height)
@@ -387,7 +396,7 @@ def _workers(snapshot: StatusSnapshot) -> Section:
     rows = []
     for each in snapshot.workers:
         style = {"busy": "cyan", "dead": "red", "starting": "yellow"}.get(each.state, "dim")
-        state = each.state + (f" {words.duration(each.busy_s)}" if each.busy_s else "")
+        state = each.state + (f" {words.duration(each.busy_s)}" if (each.busy_s or 0) >= 1 else "")
         rows.append(
             (
                 f"{each.role} {each.number}",

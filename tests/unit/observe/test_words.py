@@ -20,7 +20,7 @@ from relay.observe import words
         (words.duration(None), "-"), (words.duration(0.84), "0.8s"), (words.duration(42), "42s"), (words.duration(59.7), "1m00s"),
         (words.duration(185), "3m05s"), (words.duration(7800), "2h10m"), (words.duration(356_400), "4d03h"),
         (words.percent(0, 10), "0%"), (words.percent(10, 10), "100%"), (words.percent(99_999, 100_000), "99.9%"),
-        (words.percent(1, 100_000), "0.1%"), (words.percent(1, 0), "-"), (words.percent(None, 5), "-"),
+        (words.percent(1, 100_000), "0.1%"), (words.percent(12, 10), "100%"), (words.percent(1, 0), "-"), (words.percent(None, 5), "-"),
     ],
 )  # fmt: skip
 def test_a_number_reads_as(shown: str, expected: str) -> None:
