@@ -1,4 +1,4 @@
-"""Every metric, declared once (DESIGN 11 names those that dashboards rely on). Labels come from closed sets, never a DID.
+"""Every metric, declared once; dashboards rely on the names. Labels come from closed sets, never a DID.
 
 The supervisor makes one `Metrics` and hands it down; only its process has one, children report through messages. Methods are
 cheap, thread-safe, and meant to be called once a batch or a repo, not once a record. Counts are exact, gauges are what the last

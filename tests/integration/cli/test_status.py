@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +28,7 @@ from relay.store import batches, incidents, instances, partitions
 from relay.store import repos as repo_table
 from relay.store.pool import Database
 
+LAUNCHER = Path(__file__).parents[3] / "bin" / "relay"
 NOW = 1_790_000_000.0
 
 
@@ -266,3 +270,23 @@ def test_db_migrate_brings_an_empty_database_up_to_date_once(
     assert capsys.readouterr().out.startswith("applied 0001 ")
     assert _run(db, _loaded(database_dsn), "migrate") == Exit.OK
     assert capsys.readouterr().out == "the schema is up to date\n"
+
+
+def test_watching_without_a_terminal_is_a_line_a_second_until_ctrl_c(database: Database, migrated_dsn: str) -> None:
+    program = subprocess.Popen(
+        [sys.executable, str(LAUNCHER), "status", "--watch", "--json"],
+        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "DATABASE_DSN": migrated_dsn},
+        cwd="/",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert program.stdout is not None
+        assert [json.loads(program.stdout.readline())["phase"] for _ in range(2)] == ["stopped", "stopped"]
+        program.send_signal(signal.SIGINT)
+        _, err = program.communicate(timeout=30)
+    finally:
+        program.kill()
+        program.communicate()
+    assert (program.returncode, err) == (0, "")
