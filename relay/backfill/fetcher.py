@@ -57,7 +57,7 @@ class FetcherSettings:
 
 def fetcher_main(connection: Connection, cars: Arena, settings: FetcherSettings) -> None:
     """Run until told to stop; the target of a child process."""
-    prepare_child()
+    prepare_child("relay-fetch")
     configure(settings.log_level, settings.log_format, fields={"role": "fetch"})
     gc.freeze()
     FetchProcess(Pipe(connection), cars, settings).run()
@@ -182,7 +182,7 @@ class FetchProcess:
 
 
 def _failed(job: int, did: str, exc: FetchError) -> m.FetchFailed:
-    status = exc.account_status or "deactivated" if isinstance(exc, RepoInactive) else None
+    status = exc.account_status if isinstance(exc, RepoInactive) else None
     facts = exc.facts if isinstance(exc, NetError) else NO_FACTS
     return m.FetchFailed(
         job, exc.reason, exc.blame.value, f"{did}: {exc}", status, outcome_of(exc).value, _facts(facts)

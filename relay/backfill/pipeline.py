@@ -488,7 +488,7 @@ class Pipeline:
     def _not_active(self, work: Work, status: str, text: str) -> None:
         """Its host says that the account is not active: no failure; told to the ingesters when it differs."""
         row = work.row
-        self._keeper.apply(row, Event.NOT_ACTIVE, status, text)
+        self._keeper.apply(row, Event.NOT_ACTIVE, status or "inactive", text)
         row.attempts, row.check_due = 0, None
         self.totals.inactive += 1
         if status_differs(row, active=False, status=status):

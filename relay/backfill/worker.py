@@ -51,7 +51,7 @@ class _Cancelled(Exception):
 
 def worker_main(connection: Connection, cars: Arena, operations: Arena, settings: WorkerSettings) -> None:
     """Run until told to stop; the target of a child process."""
-    prepare_child()
+    prepare_child("relay-worker")
     configure(settings.log_level, settings.log_format, fields={"role": "worker"})
     gc.disable()
     gc.freeze()

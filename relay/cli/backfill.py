@@ -15,6 +15,7 @@ from relay.discovery.targets import load_dids_file, parse_dids
 from relay.errors import ConfigError
 from relay.model import RepoState
 from relay.supervisor.launch import launch
+from relay.tui.report import TerminalReporter
 
 if TYPE_CHECKING:
     from relay.supervisor.backfill import Summary, Targets
@@ -48,14 +49,14 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
     if args.collection and not origin.startswith(("environment", "--")):
         # Whoever asks for a collection wants its records, not what the file says for the service.
         patterns = tuple(args.collection)
-    # Nothing with threads or gRPC is imported before the forkserver runs.
-    launch()
-    from relay.supervisor.backfill import BackfillRun
-    from relay.tui.report import TerminalReporter
-
-    targets = _targets(args)
+    # The reporter first: a live view takes stderr, and children must inherit what it put there. Nothing with threads or gRPC
+    # is imported before the forkserver runs.
     reporter = TerminalReporter(sys.stderr, live=not args.no_progress)
     try:
+        launch()
+        from relay.supervisor.backfill import BackfillRun
+
+        targets = _targets(args)
         summary = BackfillRun(settings, targets, NsidFilter.parse(patterns), reporter).run()
     finally:
         reporter.ended()

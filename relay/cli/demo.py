@@ -14,6 +14,7 @@ from relay.atproto.nsid_filter import NsidFilter
 from relay.cli.exits import Exit
 from relay.config.load import Loaded, load
 from relay.supervisor.launch import launch
+from relay.tui.report import TerminalReporter
 
 ACCOUNTS = 300
 HOSTS = 5
@@ -34,13 +35,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:
     """Simulate, backfill, compare, and say what came of it."""
-    launch()
     from relay.simnet.delivered import read_sink
     from relay.simnet.oracle import compare, report
     from relay.simnet.process import SimProcess
     from relay.simnet.world import WorldSpec
-    from relay.supervisor.backfill import BackfillRun, Targets
-    from relay.tui.report import TerminalReporter
 
     with tempfile.TemporaryDirectory(prefix="relay-demo-") as temporary:
         folder = (args.keep or Path(temporary)).absolute()
@@ -53,6 +51,9 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
             settings = _settings(loaded, network.plc_url, network.relay_url, folder)
             reporter = TerminalReporter(sys.stderr, live=not args.no_progress)
             try:
+                launch()
+                from relay.supervisor.backfill import BackfillRun, Targets
+
                 summary = BackfillRun(settings, Targets(everything=True), NsidFilter.parse(()), reporter).run()
             finally:
                 reporter.ended()

@@ -142,11 +142,11 @@ class ChildProcess:
             self.process.close()
 
 
-def prepare_child() -> None:
+def prepare_child(name: str) -> None:
     """What every child does first: signals are the supervisor's business, stacks on SIGABRT, die with the supervisor.
 
     SIGTERM reaches a whole service (systemd) or process group: the supervisor then drains, for which it needs its children,
-    and tells them by their pipes when to end.
+    and tells them by their pipes when to end. `name` (15 characters) is what ps shows.
     """
     import ctypes
     import faulthandler
@@ -158,3 +158,6 @@ def prepare_child() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     pr_set_pdeathsig = 1
     libc.prctl(pr_set_pdeathsig, signal.SIGKILL)
+    # What ps and top show: a forked child has the command line of the forkserver.
+    pr_set_name = 15
+    libc.prctl(pr_set_name, name.encode()[:15])

@@ -8,16 +8,18 @@ import signal
 from collections.abc import Callable
 from types import FrameType
 
+EXIT_INTERRUPTED = 130
+
 
 class StopSignals:
-    """Counts stop signals. The first is for the main loop; `second` is called in the handler at the next, and must not return.
+    """Stop signals. The first is for the main loop; the second ends the process at once, after `before_exit()`.
 
-    `reload` counts SIGHUPs likewise.
+    What that loses is only work that a start repeats. SIGHUP is an item as well.
     """
 
-    def __init__(self, second: Callable[[int], None] | None = None) -> None:
+    def __init__(self, before_exit: Callable[[], None] | None = None) -> None:
         self.items: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._second = second or (lambda number: os._exit(128 + number))
+        self._before_exit = before_exit
         self._seen = 0
 
     def install(self) -> None:
@@ -35,7 +37,9 @@ class StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._seen += 1
         if self._seen > 1:
-            self._second(number)
+            if self._before_exit is not None:
+                self._before_exit()
+            os._exit(EXIT_INTERRUPTED)
         self.items.put(number)  # SimpleQueue.put is reentrant: made for this
 
     def _handle_hup(self, number: int, frame: FrameType | None) -> None:

@@ -49,7 +49,7 @@ log = get_logger(__name__)
 
 LOOK_EVERY_S = 0.5
 HEARTBEAT_EVERY_S = 2.0
-RECOUNT_FIRST_S = 5.0
+RECOUNT_EVERY_S = 30.0
 FINISH_CHECK_S = 0.2
 QUARANTINED_LISTED = 1000
 
@@ -109,6 +109,9 @@ class Reporter(Protocol):
     def ended(self) -> None:
         """No more snapshots: give the terminal back."""
 
+    def give_back_terminal(self) -> None:
+        """In a signal handler, right before the process ends without unwinding."""
+
 
 class BackfillRun:
     """One `backfill` command. `run()` blocks until it has ended; call it from the main thread."""
@@ -123,13 +126,14 @@ class BackfillRun:
         self._finished = False
         self._finish_asked = False
         self._recounted_at = 0.0
-        self._recount_every_s = RECOUNT_FIRST_S
+        self._recount_every_s = 0.0
+        self._pages_taken = 0
         self._store_away: dict[str, str] = {}
 
     def run(self) -> Summary:
         """Do it. Raises RelayError when it cannot begin (configuration, database, ports, ingester)."""
         settings = self._settings
-        signals = StopSignals()
+        signals = StopSignals(self._reporter.give_back_terminal)
         signals.install()
         data_dir = Path(settings.relay.data_dir)
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -332,10 +336,14 @@ class BackfillRun:
         machine.tasks.submit("unfinished", lambda cur: repos.unfinished_of_batch(cur, batch), answer)
 
     def _recount(self, machine: Machine, batch: int) -> None:
-        """Correct the counts from the database: seldom where counting is dear."""
+        """Take the counts from the database: at start, then now and then, seldom where counting is dear.
+
+        They are kept by counting transitions; of rows that SQL moves by itself it is not known whether they are targets.
+        """
         now = time.monotonic()
-        if now - self._recounted_at < self._recount_every_s:
+        if now - self._recounted_at < self._recount_every_s or (self._recounted_at and not self._discovery.is_over):
             return
+        pages_before = self._pages_taken
         self._recounted_at = now
 
         def ask(cursor: Cursor) -> tuple[float, dict[RepoState, int], dict[RepoState, int]]:
@@ -346,7 +354,9 @@ class BackfillRun:
 
         def take(answer: tuple[float, dict[RepoState, int], dict[RepoState, int]]) -> None:
             took_s, everything, targets = answer
-            self._recount_every_s = max(RECOUNT_FIRST_S, 50 * took_s)
+            self._recount_every_s = max(RECOUNT_EVERY_S, 50 * took_s)
+            if self._pages_taken != pages_before:
+                return  # a page came between question and answer: who knows whether it is in the answer
             machine.keeper.counts.clear()
             machine.keeper.counts.update(everything)
             machine.keeper.targets.clear()
@@ -356,6 +366,7 @@ class BackfillRun:
 
     def _took(self, machine: Machine, result: UpsertResult, uncovered: int) -> None:
         """A page of discovered repos is stored."""
+        self._pages_taken += 1
         for (old, new), count in result.transitions.items():
             for counts in (machine.keeper.counts, machine.keeper.targets):
                 counts[new] += count

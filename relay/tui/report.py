@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TextIO
 
 from relay.observe.status import Phase, StatusSnapshot
-from relay.tui.live import LiveView, StderrCapture, can_show_live
+from relay.tui.live import LiveView, StderrCapture, can_show_live, restore_terminal_now
 from relay.tui.plain import BatchSummary, ProgressLines, summary_lines
 
 
@@ -64,6 +64,10 @@ class TerminalReporter:
         if self._terminal is not None:
             self._terminal.close()
             self._terminal = None
+
+    def give_back_terminal(self) -> None:
+        """In a signal handler, right before the process ends without unwinding."""
+        restore_terminal_now()
 
     def summary(self, summary: BatchSummary) -> None:
         """Tell what came of it."""
