@@ -11,13 +11,14 @@ import mmap
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Final, NamedTuple
 
 from relay.atproto.errors import NotJson
 from relay.atproto.jsonform import record_to_json
 from relay.atproto.keys import parse_multikey
-from relay.atproto.limits import Limits
+from relay.atproto.limits import DEFAULT_LIMITS, Limits
 from relay.atproto.mst import cid_name
 from relay.atproto.nsid_filter import NsidFilter
 from relay.atproto.verify import RecordBatch, VerifiedRepo, verify_repo
@@ -82,6 +83,10 @@ class Snapshot:
         self.commit_cid = repo.commit_cid
         self._spec, self._repo, self._patterns = spec, repo, patterns
         self._encoder = CreateEncoder(did=spec.did, rev=repo.rev, source=spec.source, time_us=spec.time_us)
+        # Without the keyword a call is 0.1 us faster.
+        self._to_json: Callable[[bytes], bytes] = (
+            record_to_json if spec.limits == DEFAULT_LIMITS else partial(record_to_json, limits=spec.limits)
+        )
         self.refused = list(self._find_refused())
         self._left_out = {(record.collection, record.rkey.encode()) for record in self.refused}
         self.records = repo.wanted - (len(self.refused) - len(repo.foreign))
@@ -140,16 +145,25 @@ class Snapshot:
             return [], []
         name = collection.encode()
         if self._spec.encoding is RecordEncoding.DAG_CBOR:
-            return self._encoder.encode(name, rkeys, digests, records, as_cbor=None)
-        raw = [False] * len(records)
+            return self._encoder.encode(name, rkeys, digests, records, as_cbor=True)
+        try:
+            return self._encoder.encode(name, rkeys, digests, list(map(self._to_json, records)), as_cbor=False)
+        except NotJson:  # rare: some of them travel as they are
+            forms, raw = self._mixed_forms(records)
+            return self._encoder.encode(name, rkeys, digests, forms, as_cbor=raw)
+
+    def _mixed_forms(self, records: list[bytes]) -> tuple[list[bytes], list[bool]]:
+        """Return each record as JSON where JSON can carry it, and whether it had to stay DAG-CBOR."""
         forms: list[bytes] = []
-        for place, record in enumerate(records):
+        raw: list[bool] = []
+        for record in records:
             try:
-                forms.append(record_to_json(record, limits=self._spec.limits))
+                forms.append(self._to_json(record))
+                raw.append(False)
             except NotJson:
-                raw[place] = True
                 forms.append(record)
-        return self._encoder.encode(name, rkeys, digests, forms, as_cbor=raw)
+                raw.append(True)
+        return forms, raw
 
     def _find_refused(self) -> Iterator[RefusedRecord]:
         for key, cid in self._repo.foreign:
@@ -171,7 +185,7 @@ class Snapshot:
     def _record_size(self, record: bytes) -> int:
         if self._spec.encoding is RecordEncoding.JSON:
             try:
-                return len(record_to_json(record, limits=self._spec.limits))
+                return len(self._to_json(record))
             except NotJson:
                 pass
         return len(record)

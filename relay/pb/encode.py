@@ -369,12 +369,12 @@ class CreateEncoder:
         rkeys: list[bytes],
         digests: list[bytes],
         records: list[bytes],
-        as_cbor: list[bool] | None,
+        as_cbor: Sequence[bool] | bool,
     ) -> tuple[list[bytes], list[int]]:
         """Return the pieces of all operations, PIECES for each, and the size of each operation with its tag and length.
 
-        `digests` are the SHA-256 of the records' DAG-CBOR; `records` what travels. `as_cbor`: None when all of them are
-        DAG-CBOR, else for each one whether it is that (True) or JSON. All lists have the same length, at least 1.
+        `digests` are the SHA-256 of the records' DAG-CBOR; `records` what travels. `as_cbor`: that is DAG-CBOR (True) or JSON,
+        for all or for each one. All lists have the same length, at least 1.
         """
         count = len(rkeys)
         before = self._before + _length(len(collection)) + collection + _RKEY
@@ -398,8 +398,10 @@ class CreateEncoder:
         pieces[2::8] = rkeys
         # [3::8] tag and length of the CID
         pieces[4::8] = cid_texts(digests)
-        if as_cbor is None:
+        if as_cbor is True:
             pieces[5::8] = [middle] * count
+        elif as_cbor is False:
+            pieces[5::8] = [self._middle_json] * count
         else:
             pieces[5::8] = [middle if raw else self._middle_json for raw in as_cbor]
         pieces[6::8] = _lengths(record_sizes)

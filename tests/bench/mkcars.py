@@ -10,7 +10,6 @@ with the reader that it feeds.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import random
@@ -20,24 +19,98 @@ from pathlib import Path
 from typing import Any
 
 from cbrrr import CID, encode_dag_cbor
-from coincurve import PrivateKey
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, utils
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from tests.support import repos
+from tests.support.repos import CID_PREFIX, Signer, write_car
 
 FOLDER = Path(__file__).resolve().parents[2] / "var" / "bench" / "cars"
-VERSION = 1  # raise it when what is generated changes
+VERSION = 2  # raise it when what is generated changes
 MIX_REPOS = 400
 
-_CID_PREFIX = b"\x01\x71\x12\x20"
 _TID_CHARS = "234567abcdefghijklmnopqrstuvwxyz"
-_BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
-_P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
-_WORDS = (
-    "the of and to in is you that it he was for on are as with his they at be this have from or one had by words but not "
-    "what all were we when your can said there use an each which she do how their if will up other about out many then them "
-    "these so some her would make like him into time has look two more skyline アニメ おはよう 😀 🔥 bluesky Você não está aqui için"
-).split()
+_WORDS = [
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "is",
+    "you",
+    "that",
+    "it",
+    "he",
+    "was",
+    "for",
+    "on",
+    "are",
+    "as",
+    "with",
+    "his",
+    "they",
+    "at",
+    "be",
+    "this",
+    "have",
+    "from",
+    "or",
+    "one",
+    "had",
+    "by",
+    "words",
+    "but",
+    "not",
+    "what",
+    "all",
+    "were",
+    "we",
+    "when",
+    "your",
+    "can",
+    "said",
+    "there",
+    "use",
+    "an",
+    "each",
+    "which",
+    "she",
+    "do",
+    "how",
+    "their",
+    "if",
+    "will",
+    "up",
+    "other",
+    "about",
+    "out",
+    "many",
+    "then",
+    "them",
+    "these",
+    "so",
+    "some",
+    "her",
+    "would",
+    "make",
+    "like",
+    "him",
+    "into",
+    "time",
+    "has",
+    "look",
+    "two",
+    "more",
+    "skyline",
+    "アニメ",
+    "おはよう",
+    "😀",
+    "🔥",
+    "bluesky",
+    "Você",
+    "não",
+    "está",
+    "aqui",
+    "için",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +144,7 @@ class _Generator:
         return "2024-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z".format(*(self.random.randrange(*part) for part in parts))
 
     def _subject(self) -> dict[str, str]:
-        cid = CID(_CID_PREFIX + self.random.randbytes(32))
+        cid = CID(CID_PREFIX + self.random.randbytes(32))
         return {"cid": cid.encode(), "uri": f"at://{self._did()}/app.bsky.feed.post/{tid(self.time_us << 10)}"}
 
     def _blob(self, size: int) -> dict[str, Any]:
@@ -123,86 +196,6 @@ def tid(value: int) -> str:
     return "".join(_TID_CHARS[value >> shift & 31] for shift in range(60, -1, -5))
 
 
-def cid_of(block: bytes) -> bytes:
-    return _CID_PREFIX + hashlib.sha256(block).digest()
-
-
-def _layer(key: bytes) -> int:
-    return (256 - int.from_bytes(hashlib.sha256(key).digest(), "big").bit_length()) // 2
-
-
-def build_tree(records: dict[bytes, bytes]) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-    """Return (root CID, tree nodes as (CID, block)) of the tree over `records`: path -> CID."""
-    keys = sorted(records)
-    layers = [_layer(key) for key in keys]
-    nodes: list[tuple[bytes, bytes]] = []
-
-    def add(node: dict[str, Any]) -> CID:
-        block = encode_dag_cbor(node)
-        nodes.append((cid_of(block), block))
-        return CID(nodes[-1][0])
-
-    def subtree(start: int, stop: int, layer: int) -> CID | None:
-        """Return the link of the node at `layer` over these keys, all of which lie at it or below."""
-        if start == stop:
-            return None
-        places = [place for place in range(start, stop) if layers[place] == layer]
-        if not places:
-            return add({"l": subtree(start, stop, layer - 1), "e": []})
-        left = subtree(start, places[0], layer - 1)
-        entries, before = [], b""
-        for place, following in zip(places, [*places[1:], stop], strict=True):
-            key = keys[place]
-            prefix = 0
-            while prefix < min(len(before), len(key)) and before[prefix] == key[prefix]:
-                prefix += 1
-            tree = subtree(place + 1, following, layer - 1)
-            entries.append({"p": prefix, "k": key[prefix:], "v": CID(records[key]), "t": tree})
-            before = key
-        return add({"l": left, "e": entries})
-
-    root = subtree(0, len(keys), max(layers)) if keys else add({"l": None, "e": []})
-    assert root is not None
-    return bytes(root.cid_bytes), nodes
-
-
-def sign(unsigned: bytes, seed: int, *, p256: bool) -> tuple[bytes, str]:
-    """Return (64 bytes of low-S signature, public key as Multikey)."""
-    secret = hashlib.sha256(b"%d" % seed).digest()
-    if not p256:
-        key = PrivateKey(secret)
-        return key.sign_recoverable(unsigned)[:64], multikey(b"\xe7\x01" + key.public_key.format())
-    signer = ec.derive_private_key(int.from_bytes(secret, "big") % _P256_ORDER, ec.SECP256R1())
-    r, s = utils.decode_dss_signature(signer.sign(unsigned, ec.ECDSA(hashes.SHA256())))
-    point = signer.public_key().public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
-    return r.to_bytes(32, "big") + min(s, _P256_ORDER - s).to_bytes(32, "big"), multikey(b"\x80\x24" + point)
-
-
-def multikey(raw: bytes) -> str:
-    value, digits = int.from_bytes(raw, "big"), ""
-    while value:
-        value, digit = divmod(value, 58)
-        digits = _BASE58[digit] + digits
-    return "z" + digits
-
-
-def write_car(root: bytes, blocks: list[tuple[bytes, bytes]]) -> bytes:
-    """Return a CARv1 of these (CID, data) with one root, in this order."""
-    header = encode_dag_cbor({"version": 1, "roots": [CID(root)]})
-    parts = [_varint(len(header)), header]
-    for cid, block in blocks:
-        parts += (_varint(len(cid) + len(block)), cid, block)
-    return b"".join(parts)
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes((*out, value))
-
-
 def make_repo(seed: int, count: int, *, p256: bool = False) -> tuple[str, str, bytes]:
     """Return (DID, Multikey, CAR) of a repo of `count` records."""
     generator = _Generator(seed)
@@ -210,17 +203,11 @@ def make_repo(seed: int, count: int, *, p256: bool = False) -> tuple[str, str, b
     while len(made) < count:
         path, record = generator.record()
         made[path.encode()] = encode_dag_cbor(record)
-    records = {path: cid_of(block) for path, block in made.items()}
-    data, nodes = build_tree(records)
-    rev = tid(generator.time_us << 10)
-    commit = {"did": generator.did, "version": 3, "data": CID(data), "rev": rev, "prev": None}
-    sig, key = sign(encode_dag_cbor(commit), seed, p256=p256)
-    block = encode_dag_cbor({**commit, "sig": sig})
-    blocks = dict(nodes)
-    blocks.update(zip(records.values(), made.values(), strict=True))
-    shuffled = list(blocks.items())
+    signer = Signer(seed=seed, p256=p256)
+    repo = repos.make_repo(made, signer=signer, did=generator.did, rev=tid(generator.time_us << 10))
+    shuffled = list(dict(repo.blocks[1:]).items())
     random.Random(seed).shuffle(shuffled)
-    return generator.did, key, write_car(cid_of(block), [(cid_of(block), block), *shuffled])
+    return generator.did, repo.key, write_car(repo.commit[0], [repo.commit, *shuffled])
 
 
 def _sizes(what: str) -> list[tuple[str, int, int, bool]]:
@@ -260,6 +247,8 @@ def load(what: str) -> list[Repo]:
 
 if __name__ == "__main__":
     for wanted in ("mix", "r1k", "r10k", *sys.argv[1:]):
-        repos = load(wanted)
-        size = sum(repo.path.stat().st_size for repo in repos)
-        print(f"{wanted}: {len(repos)} repos, {sum(repo.records for repo in repos):,} records, {size:,} bytes")
+        made_repos = load(wanted)
+        size = sum(repo.path.stat().st_size for repo in made_repos)
+        print(
+            f"{wanted}: {len(made_repos)} repos, {sum(repo.records for repo in made_repos):,} records, {size:,} bytes"
+        )
