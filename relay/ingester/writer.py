@@ -23,7 +23,7 @@ GROUP_BATCHES = 64
 GROUP_BYTES = 8 << 20
 # A relay has at most 32 batches of 256 KiB in flight by default; beyond this its stream is not read.
 QUEUE_BATCHES_PER_STREAM = 64
-QUEUE_BYTES = 64 << 20
+QUEUE_BYTES = 32 << 20
 
 REOPEN_FIRST_S, REOPEN_LIMIT_S = 0.25, 10.0
 

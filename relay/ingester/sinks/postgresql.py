@@ -20,6 +20,7 @@ import psycopg2
 import psycopg2.errors
 import psycopg2.extensions
 
+from relay.config.secrets import scrub
 from relay.ingester.errors import SinkAway, SinkFailed
 from relay.ingester.operations import Change, Prepared, RefuseHook, prepare_changes
 from relay.ingester.rules import Account, Changes, RepoChanges, split_patterns
@@ -95,7 +96,15 @@ AND (record.collection = ANY(%s::text[])
     OR EXISTS (SELECT FROM unnest(%s::text[]) AS p(prefix) WHERE starts_with(record.collection, p.prefix)))
 """
 
-_CONNECT_TIMEOUT_S = 10
+# For what the URL does not say itself. Seconds, but tcp_user_timeout: milliseconds until a silent server counts as gone.
+_CONNECTION = {
+    "application_name": "relay-ingester",
+    "connect_timeout": "10",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "60000",
+}
 _LOCK_TIMEOUT_MS = 60_000
 _IDLE_TIMEOUT_MS = 60_000
 _CONFLICT_ATTEMPTS = 5
@@ -129,11 +138,11 @@ class PostgresqlSink:
     def open(self) -> None:
         self.close()
         try:
-            connection = psycopg2.connect(
-                self._dsn, connect_timeout=_CONNECT_TIMEOUT_S, application_name="relay-ingester", client_encoding="UTF8"
-            )
+            parameters = {**_CONNECTION, **psycopg2.extensions.parse_dsn(self._dsn), "client_encoding": "UTF8"}
         except psycopg2.ProgrammingError as exc:
-            raise SinkFailed(f"PostgreSQL: the URL cannot be used: {_one_line(exc)}") from exc
+            raise SinkFailed(f"PostgreSQL: the URL cannot be used: {scrub(_one_line(exc))}") from exc
+        try:
+            connection = psycopg2.connect(**parameters)
         except psycopg2.Error as exc:
             raise SinkAway(f"PostgreSQL does not answer: {_one_line(exc)}") from exc
         try:
@@ -141,8 +150,7 @@ class PostgresqlSink:
                 _set_up(cursor)
             connection.commit()
         except psycopg2.Error as exc:
-            connection.close()
-            _raise_translated(exc)
+            _raise_translated(exc, connection)
         except BaseException:
             connection.close()
             raise
@@ -174,8 +182,7 @@ class PostgresqlSink:
             except _DATA_ERRORS as exc:
                 self._refuse_culprit(batches, exc)
             except psycopg2.Error as exc:
-                self.close()
-                _raise_translated(exc)
+                self._give_up(exc)
 
     def _store_once(self, runs: Sequence[Sequence[Change]], *, direct: bool, keep: bool = True) -> None:
         """One transaction; `keep` False rolls it back at the end. Raises psycopg2.Error, and then nothing is stored."""
@@ -231,14 +238,17 @@ class PostgresqlSink:
             except _DATA_ERRORS as error:
                 bad, exc = middle, error
             except psycopg2.Error as error:
-                self.close()
-                _raise_translated(error)
+                self._give_up(error)
         place = bad - 1
         for batch in batches:
             if place < len(batch.items):
                 batch.refuse_item(place, f"PostgreSQL does not take it: {_one_line(exc)}")
                 return
             place -= len(batch.items)
+
+    def _give_up(self, exc: psycopg2.Error) -> NoReturn:
+        connection, self._connection = self._connection, None
+        _raise_translated(exc, connection)
 
     def details(self) -> dict[str, str]:
         return {
@@ -461,10 +471,16 @@ def _copy(cursor: psycopg2.extensions.cursor, statement: str, rows: list[bytes])
     cursor.copy_expert(statement, io.BytesIO(b"".join((_COPY_HEADER, *rows, _COPY_END))), 1 << 18)
 
 
-def _raise_translated(exc: psycopg2.Error) -> NoReturn:
-    """Away or full passes by itself; a missing table or permission does not."""
+def _raise_translated(exc: psycopg2.Error, connection: psycopg2.extensions.connection | None) -> NoReturn:
+    """Close the connection. Away or full passes by itself; a missing table or permission does not."""
     text = f"PostgreSQL: {_one_line(exc)}"
-    if isinstance(exc, psycopg2.OperationalError | psycopg2.InterfaceError | psycopg2.errors.ReadOnlySqlTransaction):
+    # A connection that breaks inside of a COPY is a plain DatabaseError; what tells it from others is that it is closed.
+    is_lost = connection is None or connection.closed != 0
+    if connection is not None:
+        connection.close()
+    if is_lost or isinstance(
+        exc, psycopg2.OperationalError | psycopg2.InterfaceError | psycopg2.errors.ReadOnlySqlTransaction
+    ):
         raise SinkAway(text) from exc
     raise SinkFailed(text) from exc
 

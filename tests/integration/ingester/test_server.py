@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import queue
+import signal
 import socket
 import struct
 import threading
@@ -25,6 +27,7 @@ from relay.ingester.server import MAX_STREAMS, IngesterServer, ServerOptions
 from relay.ingester.sinks.base import make_sink
 from relay.pb import ingester_pb2 as pb
 from relay.pb import ingester_pb2_grpc as pb_grpc
+from relay.store.embedded import EmbeddedPostgres
 from tests.integration.ingester.client import Delivery, numbered, serving, stop, stub_of
 from tests.integration.ingester.tables import postgresql_tables, sqlite_tables
 from tests.support.waiting import wait_until
@@ -179,6 +182,36 @@ def test_a_database_that_goes_away_is_answered_with_retry_until_it_is_back(datab
         assert health(stub).status == SERVING
         assert server.details()["operations"] == "10"
     assert len(postgresql_tables(database_dsn)[0]) == 10
+
+
+def test_nothing_acknowledged_is_missing_when_the_database_server_is_killed_in_the_middle(short_folder: Path) -> None:
+    postgres = EmbeddedPostgres(short_folder / "s")
+    postgres.open()
+    try:
+        delivery = Delivery([[create(5 * n + k, did=f"did:plc:d{n % 50}") for k in range(5)] for n in range(1500)])
+        with serving(as_url(postgres.dsn)) as (_, stub):
+            for kill_at in (100, 400, 800):
+                thread = threading.Thread(target=delivery.attempt, args=(stub,))
+                thread.start()
+                wait_until(lambda at=kill_at: delivery.acknowledged >= at, "enough acknowledged")  # type: ignore[misc]
+                os.kill(int((short_folder / "s" / "data" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+                thread.join(30)
+                assert kill_at <= delivery.acknowledged < len(delivery.batches), "the kill came too late"
+                postgres.ensure_running()
+                stored = {key[2] for key in postgresql_tables(postgres.dsn)[0]}
+                assert {f"r{n:06}" for n in range(5 * delivery.acknowledged)} <= stored
+
+                def goes_on(before: int = delivery.acknowledged) -> bool:
+                    # A stream of one batch: the next kill must find work to do.
+                    one = Delivery(delivery.batches[before : before + 1])
+                    one.attempt(stub)
+                    return one.acknowledged == 1
+
+                wait_until(goes_on, "the ingester has its database back")
+            delivery.run(stub)
+        assert len(postgresql_tables(postgres.dsn)[0]) == 5 * len(delivery.batches)
+    finally:
+        postgres.close()
 
 
 def as_url(dsn: str) -> str:

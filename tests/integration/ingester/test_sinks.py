@@ -28,6 +28,7 @@ from tests.integration.ingester.tables import (
     prepared,
     sqlite_tables,
 )
+from tests.support.postgres import Server
 from tests.unit.ingester.naive import PATHS, Accounts, NaiveIngester, Rows, cut, groupings, histories
 
 DID = "did:plc:aaa"
@@ -124,6 +125,22 @@ def test_a_snapshot_of_a_new_did_is_copied_and_a_second_one_merged(postgresql: P
         "rows_copied": str(len(PATHS)),
         "rows_merged": str(len(PATHS)),
     }
+
+
+def test_every_kind_of_statement_runs_on_every_installed_version(each_postgres_server: Server) -> None:
+    name = each_postgres_server.create()
+    dsn = each_postgres_server.dsn(name)
+    sink = PostgresqlSink(dsn)
+    sink.open()
+    delete = pb.Operation(type=pb.DELETE, did=DID, collection="a.b.c", rkey="k1", rev="3kc")
+    partly = pb.Operation(type=pb.REPO_END, did=DID, rev="3kd", nsid_filter=["a.b.c", "a.x."])
+    gone = pb.Operation(type=pb.ACCOUNT, did="did:plc:gone", account=pb.AccountStatus(status="deleted"))
+    run = [*snapshot("3ka"), *snapshot("3kb"), delete, partly, *snapshot("3ka", did="did:plc:gone"), gone]
+    for op in run:
+        store(sink, [[op]])
+    sink.close()
+    assert postgresql_tables(dsn) == naive_after(run)
+    each_postgres_server.drop(name)
 
 
 def test_a_snapshot_that_begins_again_is_not_copied_twice(postgresql: PostgresqlSink, database_dsn: str) -> None:
@@ -247,6 +264,12 @@ def test_tables_of_somebody_else_are_refused_and_left_alone(database_dsn: str) -
 def test_a_server_that_does_not_answer_is_away_and_the_password_stays_secret() -> None:
     with pytest.raises(SinkAway, match="does not answer") as caught:
         make_sink("postgresql://me:hunter2@127.0.0.1:1/x").open()
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_url_that_cannot_be_used_is_told_without_its_password() -> None:
+    with pytest.raises(SinkFailed, match="the URL cannot be used") as caught:
+        make_sink("postgresql://me:hunter2@h/x?nonsense=1").open()
     assert "hunter2" not in str(caught.value)
 
 
