@@ -101,21 +101,12 @@ class GoBackN:
         return sum(batch.size for batch in self._batches)
 
     @property
-    def head(self) -> Batch | None:
-        return self._batches[0] if self._batches else None
-
-    @property
     def has_unwritten(self) -> bool:
         return self.written < len(self._batches)
 
     def append(self, batch: Batch) -> None:
         """Put a new batch at the end; it is written when its turn comes."""
         self._batches.append(batch)
-
-    def push_front(self, batch: Batch) -> None:
-        """Put a new batch before all others. Only while nothing is written on this stream."""
-        self._assert_nothing_written()
-        self._batches.appendleft(batch)
 
     def write_next(self, now: float) -> tuple[Batch, bytes]:
         """Mark the first unwritten batch as written and return it with its message; there must be one."""
@@ -162,10 +153,7 @@ class GoBackN:
         self.written = self.written_bytes = self.acknowledged_number = 0
 
     def rearrange(self, batches: Iterable[Batch]) -> None:
-        """Replace all batches by others that hold the same spans. Only while nothing is written on this stream."""
-        self._assert_nothing_written()
-        self._batches = deque(batches)
-
-    def _assert_nothing_written(self) -> None:
+        """Replace all batches by others that hold the same operations, or more. Only while nothing is written on this stream."""
         if self.written:
             raise AssertionError(f"{self.written} batches are written on this stream: their order stands")
+        self._batches = deque(batches)

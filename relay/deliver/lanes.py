@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 
 from relay.deliver.segment import Segment
 from relay.model import Lane
@@ -100,16 +101,16 @@ class Lanes:
             taken.append(self._pop(queue))
         return taken
 
-    def take_others(self, did: str, *, most_bytes: int) -> list[Segment]:
-        """Like `take`, but passes over the segments of one DID, which stay; empty when nothing else waits."""
-        if self._segments_of.get(did, 0) == len(self._live) + len(self._backfill):
+    def take_others(self, dids: Collection[str], *, most_bytes: int) -> list[Segment]:
+        """Like `take`, but passes over the segments of some DIDs, which stay; empty when nothing else waits."""
+        if self._segments_of.keys() <= set(dids):
             return []
         taken: list[Segment] = []
         size = 0
         for queue in (self._live, self._backfill):
             stays: deque[Segment] = deque()
             while queue:
-                if queue[0].did == did:
+                if queue[0].did in dids:
                     stays.append(queue.popleft())
                 elif not taken or size + queue[0].size <= most_bytes:
                     size += queue[0].size

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from relay.deliver.errors import IngesterProtocolError
 from relay.deliver.gobackn import Batch, GoBackN, Span
 from relay.deliver.lanes import Lanes
-from relay.deliver.refusals import Place, RetryBook, isolate, locate, split_oversize, without
+from relay.deliver.refusals import Place, RetryBook, isolate, locate, others_first, split_oversize, without
 from relay.deliver.segment import Refused, Segment
 from relay.deliver.window import Window
 
 MAX_HEADER_BYTES = 11  # batch_id: a tag and a 64-bit varint
-LINGER_S = 0.005  # how long a batch that is not full waits for more, while another is in flight
+LINGER_S = 0.005  # how long a batch that is not full waits for more
 RETRY = 1  # ingester.v1.OperationError.Code
 REJECT = 2
 
@@ -87,7 +87,7 @@ class Outbox:
         self.waiting_since: float | None = None  # for an acknowledgement of this stream; None: nothing is due
         self.acknowledged_batches = 0  # since the start
         self._window_was_limit = False
-        self._suspect: Batch | None = None
+        self._suspects: set[Batch] = set()  # isolated operations that were refused with RETRY and are in flight
 
     # -- what the owner does
 
@@ -121,7 +121,7 @@ class Outbox:
                 self._window_was_limit = True
                 break
             if flight.has_unwritten:
-                self._put_others_before_suspect(outcome)
+                self._put_others_first(outcome)
             elif self.is_ready(now):
                 for batch in self._build(self._take(), outcome):
                     flight.append(batch)
@@ -134,8 +134,14 @@ class Outbox:
         return outcome
 
     def is_ready(self, now: float) -> bool:
-        """Would the lanes give a batch now, or should it wait for more?"""
-        return self.lanes.bytes >= self.batch_bytes or not len(self.in_flight) or self.flushing or now >= self._due_at()
+        """Would the lanes give a batch now, or should it wait for more?
+
+        A live operation leaves at once when nothing is in flight: the way there and back is the time in which the next batch
+        gathers. Backfill always waits for LINGER_S: fuller batches, a third less CPU.
+        """
+        if self.lanes.bytes >= self.batch_bytes or self.flushing or now >= self._due_at():
+            return True
+        return not len(self.in_flight) and self.lanes.live_operations > 0
 
     def wait_s(self, now: float) -> float | None:
         """After `next_message` gave nothing: how long until it may by itself; None: only a change helps."""
@@ -227,14 +233,16 @@ class Outbox:
                 outcome.copied.append(segment.copied)
         return batches
 
-    def _put_others_before_suspect(self, outcome: Outcome) -> None:
+    def _put_others_first(self, outcome: Outcome) -> None:
         """At the head of a new stream a refused operation would prove nothing: let something else be acknowledged first."""
         flight = self.in_flight
-        if self._suspect is None or flight.head is not self._suspect or flight.next_number != 1:
+        if not self._suspects or flight.next_number != 1:
             return
-        others = self.lanes.take_others(self._suspect.spans[0].segment.did, most_bytes=self.batch_bytes)
-        for batch in reversed(self._build(others, outcome)):
-            flight.push_front(batch)
+        first, waits = others_first(flight.batches, self._suspects)
+        if not first:
+            dids = {span.segment.did for batch in waits for span in batch.spans}
+            first = self._build(self.lanes.take_others(dids, most_bytes=self.batch_bytes), outcome)
+        flight.rearrange([*first, *waits])
 
     def _write(self, now: float, outcome: Outcome) -> None:
         batch, outcome.message = self.in_flight.write_next(now)
@@ -261,8 +269,7 @@ class Outbox:
         self.waiting_since = now if self.in_flight.written else None
         for batch in freed:
             self.counters.delivered += batch.operations
-            if batch is self._suspect:
-                self._suspect = None
+            self._suspects.discard(batch)
             for span in batch.spans:
                 span.segment.open_spans -= 1
                 if not span.segment.open_spans:
@@ -277,16 +284,16 @@ class Outbox:
         self.stream_lost()
         place = locate(batch, complaint.index)
         segment = place.span.segment
-        self._suspect = None
-        if not self.book.refused(segment, place.index, self.acknowledged_batches):
-            order, self._suspect = isolate(self.in_flight.batches, place)
-            self.in_flight.rearrange(order)
-            return
-        self._refuse(place, "retries", complaint.message, self.book.refusals(segment, place.index), outcome)
-        rebuilt = without(batch, place)
         order = self.in_flight.batches
         at = order.index(batch)
-        order[at : at + 1] = [] if rebuilt is None else [rebuilt]
+        if self.book.refused(segment, place.index, self.acknowledged_batches):
+            self._refuse(place, "retries", complaint.message, self.book.refusals(segment, place.index), outcome)
+            self._suspects.discard(batch)
+            rebuilt = without(batch, place)
+            order[at : at + 1] = [] if rebuilt is None else [rebuilt]
+        else:
+            order[at : at + 1], alone = isolate(batch, place)
+            self._suspects.add(alone)
         self.in_flight.rearrange(order)
         if not segment.open_spans:
             self._finish(segment, outcome)

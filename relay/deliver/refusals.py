@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 from relay.deliver.gobackn import Batch, Span
@@ -92,46 +93,54 @@ def without(batch: Batch, place: Place) -> Batch | None:
     return _join(pieces) if pieces else None
 
 
-def isolate(batches: list[Batch], place: Place) -> tuple[list[Batch], Batch]:
-    """Put a refused operation into a batch of its own, behind the operations of other DIDs.
-
-    What is in front of it can then be acknowledged, which tells a bad operation from an ingester in trouble, and the other
-    repos do not wait. Of its own DID nothing passes it: what came after it still does. Returns the batches in their new order
-    and the one that holds the operation alone. No batch may be written; the place is in one of them.
-    """
-    did = place.span.segment.did
-    stays: list[Batch] = []
-    moved: list[Batch] = []
+def isolate(batch: Batch, place: Place) -> tuple[list[Batch], Batch]:
+    """Cut a refused operation out of its batch; return what takes the batch's place, in order, and the part that is it alone."""
+    if batch.operations == 1:
+        return [batch], batch
+    before: list[_Piece] = []
+    after: list[_Piece] = []
     alone: Batch | None = None
-    for batch in batches:
-        if alone is not None and all(span.segment.did != did for span in batch.spans):
-            stays.append(batch)
-            continue
-        keep: list[tuple[Span, memoryview]] = []
-        move: list[tuple[Span, memoryview]] = []
-        for span, view in batch.pieces():
-            if span is place.span:
-                before, one, after = _cut(span, view, place.offset)
-                span.segment.open_spans += (before is not None) + (after is not None)
-                if before is not None:
-                    keep.append(before)
-                alone = _join([one])
-                if after is not None:
-                    move.append(after)
-            elif alone is not None and span.segment.did == did:
-                move.append((span, view))
-            else:
-                keep.append((span, view))
-        if not move and not any(span is place.span for span in batch.spans):
-            stays.append(batch)
-            continue
-        if keep:
-            stays.append(_join(keep))
-        if move:
-            moved.append(_join(move))
+    for span, view in batch.pieces():
+        if span is place.span:
+            head, one, tail = _cut(span, view, place.offset)
+            span.segment.open_spans += (head is not None) + (tail is not None)
+            alone = _join([one])
+            before += [head] if head is not None else []
+            after += [tail] if tail is not None else []
+        elif alone is None:
+            before.append((span, view))
+        else:
+            after.append((span, view))
     if alone is None:
-        raise AssertionError("the refused operation is in none of the batches")
-    return [*stays, alone, *moved], alone
+        raise AssertionError("the refused operation is not in this batch")
+    parts = [_join(before)] if before else []
+    parts.append(alone)
+    return parts + ([_join(after)] if after else []), alone
+
+
+def others_first(batches: list[Batch], suspects: Container[Batch]) -> tuple[list[Batch], list[Batch]]:
+    """Part what may go first from what must wait: each suspect (an isolated operation) and what comes after it of its DID.
+
+    So that something can be acknowledged before a refused operation is tried again, which tells a bad operation from an
+    ingester in trouble; and the other repos do not wait. Within a DID the order stays: nothing passes the suspect.
+    """
+    first: list[Batch] = []
+    waits: list[Batch] = []
+    blocked: set[str] = set()
+    for batch in batches:
+        if batch in suspects:
+            blocked.add(batch.spans[0].segment.did)
+            waits.append(batch)
+            continue
+        held = [piece for piece in batch.pieces() if piece[0].segment.did in blocked]
+        if not held:
+            first.append(batch)
+        elif len(held) == len(batch.spans):
+            waits.append(batch)
+        else:
+            first.append(_join([piece for piece in batch.pieces() if piece[0].segment.did not in blocked]))
+            waits.append(_join(held))
+    return first, waits
 
 
 def split_oversize(segment: Segment, *, most_bytes: int) -> tuple[list[Batch], list[Place]]:

@@ -116,5 +116,3 @@ def test_the_order_of_what_is_written_stands() -> None:
     flight.write_next(0.0)
     with pytest.raises(AssertionError, match="their order stands"):
         flight.rearrange([])
-    with pytest.raises(AssertionError, match="their order stands"):
-        flight.push_front(batch_of(1, 2))

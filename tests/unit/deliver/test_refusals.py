@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.deliver.gobackn import Batch, Span
-from relay.deliver.refusals import RetryBook, isolate, locate, split_oversize, without
+from relay.deliver.refusals import RetryBook, isolate, locate, others_first, split_oversize, without
 from relay.deliver.segment import Segment
 from tests.unit.deliver.making import keys_of, payload_of, read, segment_of
 
@@ -61,25 +61,41 @@ def test_a_place_outside_of_the_batch_is_an_error() -> None:
 
 
 @given(batches(), st.data())
-def test_a_refused_operation_stands_alone_behind_other_dids_and_before_the_rest_of_its_own(
+def test_a_refused_operation_stands_alone_in_its_place(made: list[Batch], data: st.DataObject) -> None:
+    before = operations_of(made[:1])
+    index = data.draw(st.integers(0, made[0].operations - 1))
+    segment = locate(made[0], index).span.segment
+    parts, alone = isolate(made[0], locate(made[0], index))
+    assert operations_of(parts) == before
+    assert operations_of([alone]) == before[index : index + 1]
+    assert alone in parts
+    assert segment.open_spans == spans_of(parts)[id(segment)]
+
+
+@given(batches(), st.data())
+def test_others_go_before_refused_operations_and_nothing_passes_them_in_their_own_repo(
     made: list[Batch], data: st.DataObject
 ) -> None:
     before = operations_of(made)
-    number = data.draw(st.integers(0, len(made) - 1))
-    place = locate(made[number], data.draw(st.integers(0, made[number].operations - 1)))
-    did, key = place.span.segment.did, keys_of(place.span.segment)[place.index]
-    order, alone = isolate(made, place)
-    assert operations_of([alone]) == [(did, key)]
-    after = operations_of(order)
+    suspects: set[Batch] = set()
+    for did in data.draw(st.sets(st.sampled_from(sorted({did for did, _ in before})), max_size=2)):
+        key = data.draw(st.sampled_from([key for name, key in before if name == did]))
+        (at,) = [at for at, batch in enumerate(made) if (did, key) in operations_of([batch])]
+        made[at : at + 1], alone = isolate(made[at], locate(made[at], operations_of([made[at]]).index((did, key))))
+        suspects.add(alone)
+    first, waits = others_first(made, suspects)
+    after = operations_of([*first, *waits])
     assert sorted(after) == sorted(before)
+    bad = dict(operations_of(list(suspects)))
     for name in {name for name, _ in before}:
         assert [op for op in after if op[0] == name] == [op for op in before if op[0] == name]
-    behind = after[after.index((did, key)) + 1 :]
-    assert all(name == did for name, _ in behind)
-    for batch in order:
-        assert locate(batch, 0).operation  # spans and bytes still fit
+    assert operations_of(first) == [(did, key) for did, key in before if key < bad.get(did, key + 1)]
+    assert suspects <= set(waits)
+    counted = spans_of([*first, *waits])
+    for batch in [*first, *waits]:
         for span in batch.spans:
-            assert span.segment.open_spans == spans_of(order)[id(span.segment)]
+            assert locate(batch, 0).operation
+            assert span.segment.open_spans == counted[id(span.segment)]
 
 
 @given(batches(), st.data())
