@@ -96,6 +96,7 @@ class EmbeddedPostgres:
         self._users_fd: int | None = None
         self._socket_fd: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_from = 0  # where what this start wrote begins in postgres.log
 
     @property
     def dsn(self) -> str:
@@ -152,6 +153,12 @@ class EmbeddedPostgres:
             _left_running.append(self._process)
         self._process = None
 
+    def _reap(self) -> None:
+        """Take the end of a server that we started, when its lock says that it is over: no zombie, where we are process 1."""
+        if self._process is not None:
+            self._process.wait()
+            self._process = None
+
     @contextmanager
     def _start_lock(self, patience_s: float) -> Iterator[None]:
         fd = _open_lock(self.folder / "start.lock")
@@ -178,6 +185,7 @@ class EmbeddedPostgres:
                 return
             if not (self.data / "PG_VERSION").exists():
                 self._create()
+            self._reap()
             self._remove_stale_lock_files()
             self._launch(server)
         finally:
@@ -204,8 +212,6 @@ class EmbeddedPostgres:
         return False
 
     def _answers(self) -> bool:
-        if self._process is not None and self._process.poll() is not None:
-            self._process = None  # reaped: it must not stay a zombie where we are process 1 of a container
         try:
             psycopg2.connect(self._dsn_of("template1"), connect_timeout=2).close()
         except psycopg2.Error:
@@ -288,6 +294,7 @@ class EmbeddedPostgres:
             for key, value in {"unix_socket_directories": "../socket", **self._settings}.items():
                 arguments += ["-c", f"{key}={value}"]
             with open(log_path, "ab") as output:
+                self._log_from = output.tell()
                 self._process = subprocess.Popen(
                     [*run_as.prefix, *arguments],
                     env=minimal_environment(), cwd="/", stdin=subprocess.DEVNULL, stdout=output, stderr=output,
@@ -301,7 +308,7 @@ class EmbeddedPostgres:
         assert process is not None
         while not self._answers():
             if process.poll() is not None:
-                text = _failure_text(_tail(self.folder / "postgres.log"))
+                text = _failure_text(_read_from(self.folder / "postgres.log", self._log_from))
                 if "No space left" in text:
                     raise StoreAway(f"{self.folder}: the disk is full, the embedded PostgreSQL cannot start: {text}")
                 raise self._unusable(
@@ -363,16 +370,13 @@ class EmbeddedPostgres:
                             )
                             return
                 while time.monotonic() < deadline:
-                    if self._process is not None:
-                        self._process.poll()
                     if _try_lock(server):
+                        self._reap()
                         log.info("embedded_postgres_stopped", folder=str(self.folder))
                         return
                     time.sleep(POLL_S)
             log.warning("embedded_postgres_not_stopped", folder=str(self.folder), error="it does not end")
         finally:
-            if self._process is not None:
-                self._process.poll()
             os.close(server)
 
     def _dsn_of(self, database: str) -> str:
@@ -408,12 +412,11 @@ def _wait_until(condition: Callable[[], bool], deadline: float, otherwise: Calla
         time.sleep(POLL_S)
 
 
-def _tail(path: Path, size: int = 4000) -> str:
+def _read_from(path: Path, offset: int, size: int = 100_000) -> str:
     try:
         with open(path, "rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - size))
-            return file.read().decode("utf-8", "replace")
+            file.seek(offset)
+            return file.read(size).decode("utf-8", "replace")
     except OSError as exc:
         return str(exc)
 
@@ -421,6 +424,7 @@ def _tail(path: Path, size: int = 4000) -> str:
 def _failure_text(output: str) -> str:
     """Return the line that says what went wrong, of what a PostgreSQL program printed."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
+    lines = [line for line in lines if "the database system is" not in line]  # what it told those who asked too early
     for marker in ("No space left", "FATAL:", "PANIC:", "error:", "could not"):
         for line in reversed(lines):
             if marker in line:

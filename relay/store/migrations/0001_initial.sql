@@ -47,7 +47,7 @@ CREATE INDEX repo_check ON repo (did) WHERE check_due IS NOT NULL;
 CREATE INDEX repo_tell ON repo (did) WHERE coalesce(tell_time_us, 0) > coalesce(told_time_us, 0)
                                      OR coalesce(tell_identity_us, 0) > coalesce(told_identity_us, 0);
 CREATE INDEX repo_rare ON repo (state, did) WHERE state IN ('active', 'desynced', 'failed', 'inactive', 'quarantined');
-CREATE INDEX repo_host ON repo (host, did);
+CREATE INDEX repo_host ON repo (host, did) WHERE host IS NOT NULL;
 CREATE INDEX repo_batch ON repo (batch, state) WHERE batch IS NOT NULL;
 
 -- What we know of a PDS (or relay) as a server.

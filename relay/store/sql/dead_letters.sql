@@ -15,7 +15,8 @@ WHERE did = %(did)s AND id < %(before)s AND (%(reason)s IS NULL OR reason = %(re
 ORDER BY id DESC LIMIT %(limit)s;
 
 -- get(ids) -> all columns      called by `deadletter show|requeue`; primary key
-SELECT id, extract(epoch FROM at)::float8, did, collection, rkey, cid, rev, type, source, reason, message, ingester, attempts, size, operation
+SELECT id, extract(epoch FROM at)::float8, did, collection, rkey, cid, rev, type, source, reason, message, ingester, attempts, size,
+       operation
 FROM dead_letter WHERE id = ANY(%(ids)s) ORDER BY id;
 
 -- delete(ids)      called by `deadletter discard`, and by requeue when it is acknowledged; primary key

@@ -15,7 +15,8 @@ SET signing_key = excluded.signing_key, pds = excluded.pds, handle = excluded.ha
     failed_at = NULL, error = NULL
 WHERE i.resolved_at IS NULL OR i.resolved_at <= excluded.resolved_at;
 
--- mark_failed(rows json)      called in the checkpoint's transaction; primary key. What is known stays: a stale document serves while PLC is away.
+-- mark_failed(rows json)      called in the checkpoint's transaction; primary key
+-- What is known stays: a stale document serves while PLC is away.
 INSERT INTO identity AS i (did, failed_at, error)
 SELECT v.did, to_timestamp(v.failed_at), v.error
 FROM json_to_recordset(%(rows)s) AS v (did text, failed_at float8, error text)

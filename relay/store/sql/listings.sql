@@ -1,8 +1,10 @@
--- load(batch, kind, host, param) -> cursor, pages, repos, started_at, finished_at, error      called by discovery before it goes on; primary key
+-- load(batch, kind, host, param) -> cursor, pages, repos, started_at, finished_at, error
+-- Called by discovery before it goes on; primary key.
 SELECT cursor, pages, repos, extract(epoch FROM started_at)::float8, extract(epoch FROM finished_at)::float8, error
 FROM listing WHERE batch = %(batch)s AND kind = %(kind)s AND host = %(host)s AND param = %(param)s;
 
--- load_batch(batch) -> kind, host, param, cursor, pages, repos, started_at, finished_at, error      called by discovery and status; primary key
+-- load_batch(batch) -> kind, host, param, cursor, pages, repos, started_at, finished_at, error
+-- Called by discovery and status; primary key.
 SELECT kind, host, param, cursor, pages, repos, extract(epoch FROM started_at)::float8, extract(epoch FROM finished_at)::float8, error
 FROM listing WHERE batch = %(batch)s ORDER BY kind, host, param;
 

@@ -1,5 +1,6 @@
 -- insert_new(rows json, batch, now) -> did        called by repos.upsert_discovered, a page of a listing or a list of DIDs at a time
--- Primary key. `rows` are [did, partition, rev], sorted by DID, without duplicates. Rows that exist are left to update_known.
+-- Primary key. `rows` are {did, partition, rev}, sorted by DID, without duplicates; 70,000 rows/s.
+-- Rows that exist are left to update_known.
 INSERT INTO repo (did, partition, state, rev_heard, batch, next_attempt_at, created_at, updated_at)
 SELECT v.did, v.partition, 'discovered', v.rev, %(batch)s, at, at, at
 FROM json_to_recordset(%(rows)s) AS v (did text, partition smallint, rev text), to_timestamp(%(now)s) AS at
@@ -67,7 +68,7 @@ WHERE did = ANY(%(dids)s) AND state = 'synced' AND tracked
   AND (%(batch)s IS NULL OR batch = %(batch)s);
 
 -- due_hosts(now, after, limit) -> host      called by backfill's scheduler, about once a second
--- Index repo_pending: one probe a host (a loose index scan, about 10 us each), not one a row.
+-- Index repo_pending: one probe a host (a loose index scan: 3,000 hosts among 2 M pending repos in 50 ms), not one a row.
 WITH RECURSIVE step (host, due) AS (
     (SELECT r.host, r.next_attempt_at FROM repo r
      WHERE r.state = 'pending' AND r.tracked AND r.host > %(after)s
@@ -84,7 +85,7 @@ SELECT host FROM step WHERE due <= to_timestamp(%(now)s) LIMIT %(limit)s;
 
 -- claim(hosts, counts, now) -> repo columns      called by backfill's scheduler, for the hosts that have room
 -- Index repo_pending, once for each host: without the host in it one host of 1.1 M accounts is all that is claimed for hours.
--- SKIP LOCKED: two claimers never wait for each other, and never share a row.
+-- SKIP LOCKED: two claimers never wait for each other, and never share a row. 160 repos of 40 hosts among 2 M: 28 ms, 25,000 rows/s.
 WITH due AS MATERIALIZED (
     SELECT d.did
     FROM unnest(%(hosts)s::text[], %(counts)s::int[]) AS want (host, count), LATERAL (
@@ -109,9 +110,9 @@ ORDER BY next_attempt_at LIMIT %(limit)s;
 -- On the row being updated itself: of another copy of it, PostgreSQL would look at the version before a concurrent change.
 (v.state = 'synced' AND (r.again IS NOT NULL OR r.rev_heard > greatest(v.rev_heard COLLATE "C", v.rev, '')))
 
--- store_rows(rows json) -> did, state      called by the checkpointer, 1 to 4,000 rows at a time; the rows whose state was stored differently
--- Primary key, in DID order (a function's rows are probed one after the other). What others may have written meanwhile stands:
--- rev_heard and rev_begun never fall, a check_due that the writer has not seen stays, another fetch that was asked for happens.
+-- store_rows(rows json) -> did, state, state asked for      called by the checkpointer, 1 to 4,000 rows at a time
+-- Primary key, in DID order (a function's rows are probed one after the other); 30,000 rows/s at 1,000 rows a call.
+-- What others may have written meanwhile stands: rev_heard and rev_begun never fall, a check_due that the writer has not seen stays, another fetch that was asked for happens.
 WITH written AS (
     UPDATE repo r
     SET host = v.host,
@@ -186,7 +187,7 @@ WHERE (coalesce(tell_time_us, 0) > coalesce(told_time_us, 0) OR coalesce(tell_id
 ORDER BY did LIMIT %(limit)s;
 
 -- count_by_state() -> state, count      called at start, and by status without a running instance; keep counters afterwards
--- A scan of everything: about 0.1 s a million rows.
+-- A scan of everything: about 0.3 s a million rows.
 SELECT state, count(*) FROM repo WHERE tracked GROUP BY state;
 
 -- count_batch_by_state(batch) -> state, count      called at the start of a backfill, and for its summary

@@ -18,12 +18,9 @@ NOW = 1_700_000_000.0
 ROWS = 200_000
 
 
-@pytest.fixture(scope="module", params=["analyzed", "never_analyzed"])
-def large(each_postgres_server: Server, request: pytest.FixtureRequest) -> Iterator[Database]:
-    """Mostly synced repos of 500 hosts; of every other state a few thousand or hundred, as in a relay that has caught up.
-
-    Never analyzed: as a table that was filled faster than autovacuum looked at it.
-    """
+@pytest.fixture(scope="module")
+def filled(each_postgres_server: Server) -> Iterator[str]:
+    """A database with mostly synced repos of 500 hosts; of every other state a few thousand or hundred, as once a relay has caught up."""
     name = each_postgres_server.create(TEMPLATE)
     database = database_of(each_postgres_server.dsn(name))
     database.open()
@@ -45,6 +42,17 @@ def large(each_postgres_server: Server, request: pytest.FixtureRequest) -> Itera
             (NOW - 1, ROWS),
         )
         cur.execute("INSERT INTO identity (did, resolved_at) SELECT did, now() FROM repo LIMIT 20000")
+    database.close()
+    yield name
+    each_postgres_server.drop(name)
+
+
+@pytest.fixture(scope="module", params=["analyzed", "never_analyzed"])
+def large(each_postgres_server: Server, filled: str, request: pytest.FixtureRequest) -> Iterator[Database]:
+    """A copy of `filled`, open. Never analyzed: as a table that was filled faster than autovacuum looked at it."""
+    name = each_postgres_server.create(f"{filled} STRATEGY file_copy")
+    database = database_of(each_postgres_server.dsn(name))
+    database.open()
     if request.param == "analyzed":
         with database.transaction("analyze") as cur:
             cur.execute("ANALYZE repo; ANALYZE identity")

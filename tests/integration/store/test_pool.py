@@ -318,3 +318,42 @@ def test_database_path_is_where_the_private_server_lives(short_folder: Path) -> 
     database.open()
     database.close()
     assert (short_folder / "here" / "data" / "PG_VERSION").exists()
+
+
+def test_nothing_that_was_committed_is_lost_when_postgres_is_killed_again_and_again(short_folder: Path) -> None:
+    database = Database(DatabaseSettings(), short_folder)
+    database.open()
+    kept: list[int] = []
+    stop = threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            try:
+                with database.transaction("write") as cur:
+                    cur.execute("INSERT INTO incident (kind, text, at) VALUES ('n', %s, now())", (str(number),))
+            except StoreAway:
+                continue
+            kept.append(number)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        for _ in range(3):
+            enough = len(kept) + 50
+            while len(kept) < enough:
+                stop.wait(0.01)
+            pid = int((short_folder / "pg" / "data" / "postmaster.pid").read_text().splitlines()[0])
+            os.kill(pid, signal.SIGKILL)
+        enough = len(kept) + 50
+        while len(kept) < enough:
+            stop.wait(0.01)
+    finally:
+        stop.set()
+        thread.join(60)
+    with database.transaction("look") as cur:
+        cur.execute("SELECT text::int FROM incident")
+        found = {row[0] for row in cur.fetchall()}
+    database.close()
+    assert set(kept) <= found
