@@ -10,7 +10,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from relay import __version__
 from relay.cli.exits import Exit
@@ -18,7 +18,7 @@ from relay.config.load import load
 from relay.errors import ConfigError, RelayError
 from relay.observe.log import configure
 
-COMMANDS = ("backfill", "demo", "status", "repos", "ingester", "config", "db")
+COMMANDS = ("backfill", "demo", "status", "repos", "deadletter", "ingester", "config", "db")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,10 +67,19 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         importlib.import_module(f"relay.cli.{name}").add_parser(subparsers)
-    for subparser in subparsers.choices.values():
-        # Common options may stand after the command as well; absent there, they leave alone what stood before it.
+    for subparser in _below(parser):
+        # Common options may stand after a command and after its action; absent there, they leave alone what stood before it.
         _add_common(subparser, default=argparse.SUPPRESS)
     return parser
+
+
+def _below(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Yield the parsers of all commands, and of all their actions."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                yield each
+                yield from _below(each)
 
 
 def _add_common(parser: argparse.ArgumentParser, default: str | None) -> None:

@@ -34,7 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     listing.add_argument("--host", type=_host, help="only repos of this PDS, as https://pds.example")
     listing.add_argument("--limit", type=_limit, help="stop after this many")
     show = actions.add_parser("show", help="everything that is known of some repos")
-    show.add_argument("dids", nargs="+", metavar="DID")
+    show.add_argument("dids", nargs="+", metavar="DID", help="such as did:plc:…")
     show.add_argument("--json", action="store_true", help="one JSON object a line")
 
 
