@@ -219,7 +219,7 @@ def _shared(left: bytes, right: bytes) -> int:
     return mst.common_prefix(left, right)
 
 
-def _after(before: bytes, key: bytes, **changes: Any) -> dict[str, Any]:
+def _after(before: bytes, key: bytes, **changes: Any) -> Any:
     prefix = _shared(before, key)
     return _entry(key[prefix:], p=prefix) | changes
 
