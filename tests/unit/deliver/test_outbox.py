@@ -163,6 +163,8 @@ class World:
             first_seen = list(dict.fromkeys(key for name, key in self.ingester.stored if name == did))
             assert first_seen == keys, "each DID's operations are first stored in the order of offer"
         assert {key for _, key in dead} == {key for key in bad if key < self.next_key}
+        for segment in self.offered:
+            assert not any(self.box.book.refusals(segment, index) for index in range(segment.operations)), "forgotten"
         for refused in self.refused:
             assert refused.reason == ("retries" if self.op_of(refused)[1] in self.ingester.retries else "rejected")
 
@@ -349,6 +351,25 @@ def test_an_operation_always_refused_becomes_a_dead_letter_after_max_retries_and
     assert refused.attempts == 4
     assert refused.message == "later"
     assert [key for did, key in world.ingester.stored if did == "did:plc:bad"] == [1, 2]
+
+
+def test_two_operations_always_refused_do_not_hold_each_other_and_nothing_passes_them_in_their_own_repos() -> None:
+    world = World(outbox(batch_bytes=20), set(), {0, 1})
+    for did in ("did:plc:bad", "did:plc:worse"):
+        world.offer(did, 1, Lane.BACKFILL)
+    for _ in range(2):  # both are refused, one after the other, while nothing else is there
+        world.open()
+        while world.write():
+            world.now += 1
+        world.answer()
+    world.offer("did:plc:worse", 2, Lane.BACKFILL)
+    world.offer("did:plc:bad", 2, Lane.BACKFILL)
+    world.offer("did:plc:good", 2, Lane.BACKFILL)
+    world.open()
+    assert world.write()
+    assert world.ingester.inbox == [(1, [("did:plc:good", 6), ("did:plc:good", 7)])]
+    world.finish()
+    world.check()
 
 
 def test_an_ingester_that_answers_nothing_but_retry_costs_no_operation() -> None:
