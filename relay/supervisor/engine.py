@@ -104,12 +104,14 @@ class Engine(ServiceThread):
         os.close(self._wake_fd)
 
     def _take_wake(self) -> None:
-        # Cleared before the inbox is read: a call posted after that wakes us again.
-        self._awake.clear()
+        # First read, then clear, then look into the inbox. A call that is posted before the clearing is in the inbox by then; one
+        # posted after it writes anew. (Cleared first, a write between the two is read away with the mark left set: nobody would
+        # write any more, and every post would wait for the next timeout.)
         try:
             os.eventfd_read(self._wake_fd)
         except BlockingIOError:
             pass
+        self._awake.clear()
 
     def _run_posted(self) -> None:
         for _ in range(len(self._inbox)):
