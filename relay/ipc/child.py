@@ -11,6 +11,7 @@ import multiprocessing.connection
 import multiprocessing.forkserver
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ log = get_logger(__name__)
 
 EXIT_COULD_NOT_START = 78  # sysexits EX_CONFIG: never retried in a tight loop
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+_BY_DESCRIPTOR = "/proc/self/fd/"
 
 Message = list[Any]
 
@@ -36,12 +38,34 @@ def start_forkserver(preload: list[str]) -> None:
     """
     multiprocessing.set_start_method("forkserver", force=True)
     multiprocessing.forkserver.set_forkserver_preload(preload)
-    multiprocessing.forkserver.ensure_running()
+    server: Any = multiprocessing.forkserver._forkserver
+    if not (server._forkserver_address or "").startswith(_BY_DESCRIPTOR):
+        _run_without_a_name(server)
+
+
+def _run_without_a_name(server: Any) -> None:
+    """Start it, and take its socket's name away: we reach it by descriptor, and a `kill -9` leaves no file and no folder."""
+    config: dict[str, Any] = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+    before = config.get("tempdir")
+    with tempfile.TemporaryDirectory(prefix="relay-") as folder:
+        config["tempdir"] = folder
+        try:
+            multiprocessing.forkserver.ensure_running()
+        finally:
+            config["tempdir"] = before
+        address = server._forkserver_address
+        if address.startswith(folder):
+            server._forkserver_address = f"{_BY_DESCRIPTOR}{os.open(address, os.O_PATH | os.O_CLOEXEC)}"
 
 
 def stop_forkserver() -> None:
     """End the forkserver process; for a clean exit that leaves no process behind."""
-    stop = getattr(multiprocessing.forkserver._forkserver, "_stop", None)
+    server: Any = multiprocessing.forkserver._forkserver
+    address = server._forkserver_address or ""
+    if address.startswith(_BY_DESCRIPTOR):
+        os.close(int(address.removeprefix(_BY_DESCRIPTOR)))
+        server._forkserver_address = "\0"  # as of a socket without a file: nothing to unlink
+    stop = getattr(server, "_stop", None)
     if stop is not None:
         stop()
 
@@ -67,7 +91,8 @@ class Pipe:
         """Return the next message; raises EOFError when the other side is gone."""
         try:
             data = self.connection.recv_bytes(MAX_MESSAGE_BYTES)
-        except (ConnectionResetError, BrokenPipeError) as exc:
+        except OSError as exc:
+            # Also "got end of file during message": whoever was killed in the middle of a message has said nothing.
             raise EOFError from exc
         message = msgpack.unpackb(data, raw=False, use_list=True, max_bin_len=MAX_MESSAGE_BYTES)
         if not isinstance(message, list):
