@@ -86,11 +86,17 @@ def in_order(history: list[pb.Operation]) -> list[pb.Operation]:
     kept: list[pb.Operation] = []
     revs: dict[str, str] = {}
     times: dict[tuple[str, int], int] = {}
+    gone: set[str] = set()
     for op in history:
         if op.type in (pb.ACCOUNT, pb.IDENTITY):
             if op.time_us <= times.get((op.did, op.type), 0):
                 continue
             times[op.did, op.type] = op.time_us
+            if op.did in gone:
+                # An account that comes back is fetched again: until then a copy of its last commit may show.
+                continue
+            if op.type == pb.ACCOUNT and op.account.status == "deleted":
+                gone.add(op.did)
         elif op.rev <= revs.get(op.did, ""):
             continue  # one operation a rev: within one the order of several is not that of a commit
         else:
