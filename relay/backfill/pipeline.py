@@ -333,13 +333,13 @@ class Pipeline:
             self.works[work.number] = work
             self._not_active(work, "deleted", answer.text or "")
             return
+        failure = _identity_failure(row.did, answer)
         verdict = judge(
-            _identity_failure(row.did, answer), attempts=row.attempts, host_answers=True, host_silent_s=0.0,
-            policy=self._policy, now=now,
-        )  # fmt: skip
-        self._note_failure(row.did, verdict.reason, answer.text or "")
+            failure, attempts=row.attempts, host_answers=True, host_silent_s=0.0, policy=self._policy, now=now
+        )
+        self._note_failure(row.did, verdict.reason, failure.text)
         row.attempts, row.next_attempt_at = verdict.attempts, verdict.next_attempt_at
-        self._keeper.apply(row, verdict.event, verdict.reason, answer.text)
+        self._keeper.apply(row, verdict.event, verdict.reason, failure.text)
         self._keeper.store(row, identity=identity, then=lambda _state: self._keeper.forget(row))
 
     def _resolved_work(self, work: Work, answer: m.Resolved) -> None:
@@ -413,6 +413,8 @@ class Pipeline:
         if work is None:
             return None
         self.downloads.ended(work)
+        # From here on nobody else has it: whoever ends it gives it back.
+        work.stage = Stage.FETCHED
         self._hosts.finished(work.host, outcome, _facts(facts))
         return work
 
