@@ -35,7 +35,7 @@ from relay.observe.status import ListingView, Phase, StatusSnapshot
 from relay.runtime.clock import SystemClock
 from relay.runtime.service import ServiceThread
 from relay.runtime.signals import StopSignals
-from relay.store import batches, instances, repos
+from relay.store import batches, dead_letters, instances, repos
 from relay.store.partitions import Holder
 from relay.store.pool import Database
 from relay.store.repos import UpsertResult
@@ -128,6 +128,7 @@ class BackfillRun:
         self._recounted_at = 0.0
         self._recount_every_s = 0.0
         self._pages_taken = 0
+        self._counted_whole = False
         self._store_away: dict[str, str] = {}
 
     def run(self) -> Summary:
@@ -341,7 +342,11 @@ class BackfillRun:
         They are kept by counting transitions; of rows that SQL moves by itself it is not known whether they are targets.
         """
         now = time.monotonic()
-        if now - self._recounted_at < self._recount_every_s or (self._recounted_at and not self._discovery.is_over):
+        is_over = self._discovery.is_over
+        # A page that is in the first count, and is heard of after it, counts twice until there are no more pages.
+        if (self._counted_whole or not is_over) and (
+            now - self._recounted_at < self._recount_every_s or (self._recounted_at and not is_over)
+        ):
             return
         pages_before = self._pages_taken
         self._recounted_at = now
@@ -357,6 +362,7 @@ class BackfillRun:
             self._recount_every_s = max(RECOUNT_EVERY_S, 50 * took_s)
             if self._pages_taken != pages_before:
                 return  # a page came between question and answer: who knows whether it is in the answer
+            self._counted_whole = is_over
             machine.keeper.counts.clear()
             machine.keeper.counts.update(everything)
             machine.keeper.targets.clear()
@@ -417,6 +423,7 @@ class BackfillRun:
         try:
             with database.transaction("close the books", epoch=lease.epoch) as cursor:
                 summary.counts = repos.count_by_state(cursor, batch)
+                summary.dead_letters = sum(dead_letters.count_by_reason(cursor).values())
                 summary.reasons = repos.reasons_of_batch(cursor, batch)
                 summary.quarantined = [
                     (row.did, row.reason, row.last_error)
