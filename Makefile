@@ -26,8 +26,8 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 demo: $(STAMP)  ## a simulated network, the relay and an ingester, compared record by record at the end
 	bin/relay demo $(ARGS)
 
-run: $(STAMP)  ## the relay as a service, in the foreground
-	bin/relay run $(ARGS)
+run: $(STAMP)  ## the relay with ARGS, in the foreground: make run ARGS="backfill --did did:plc:..."
+	bin/relay $(or $(ARGS),--help)
 
 test: $(STAMP)  ## unit, interop and integration tests
 	$(PY) -m pytest $(ARGS)
