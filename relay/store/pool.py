@@ -230,14 +230,18 @@ class Database:
         if session.is_broken:
             self._forget(session)
             return
+        # The one used longest ago goes, and not this one: threads that have ended (a listing's) would otherwise keep their idle
+        # connections for ever, and those that work would connect anew for each transaction.
+        extra: Session | None = session
         with self._changed:
-            if not self._closed and len(self._idle) < self._settings.max_idle_conns:
+            if not self._closed and self._settings.max_idle_conns > 0:
                 self._idle.append(session)
-                self._changed.notify()
-                return
-            self._open_count -= 1
+                extra = self._idle.pop(0) if len(self._idle) > self._settings.max_idle_conns else None
+            if extra is not None:
+                self._open_count -= 1
             self._changed.notify()
-        session.close()
+        if extra is not None:
+            extra.close()
 
     def _forget(self, broken: Session | None) -> None:
         """A connection is gone, and with it probably the others: the idle ones would only fail one after the other."""

@@ -357,3 +357,17 @@ def test_nothing_that_was_committed_is_lost_when_postgres_is_killed_again_and_ag
         found = {row[0] for row in cur.fetchall()}
     database.close()
     assert set(kept) <= found
+
+
+def test_threads_that_have_ended_do_not_keep_the_idle_places(migrated_dsn: str, tmp_path: Path) -> None:
+    database = Database(DatabaseSettings(dsn=migrated_dsn, max_idle_conns=2), tmp_path)
+    database.open(migrated=False)
+    try:
+        for number in range(4):
+            thread = threading.Thread(target=backend, args=(database,), name=f"gone-{number}")
+            thread.start()
+            thread.join()
+        first = backend(database)
+        assert [backend(database) for _ in range(3)] == [first] * 3
+    finally:
+        database.close()
