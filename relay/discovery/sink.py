@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from relay.runtime.clock import Clock
+from relay.runtime.crashpoint import CrashPoint, crash_point
 from relay.store import listings, repos
 from relay.store.listings import Listing
 from relay.store.pool import Database
@@ -74,5 +75,6 @@ class StoreSink:
                 widened = repos.requeue_uncovered(cursor, dids, wanting, self._batch, now=now)
             if listing is not None:
                 listings.save(cursor, listing)
+        crash_point(CrashPoint.DISCOVERED_STORED)
         self._took(result, widened)
         return result.new
