@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import json
 import os
 import queue
 import shutil
+import signal
 import socket
 import threading
 import time
@@ -134,6 +136,7 @@ class BackfillRun:
     def run(self) -> Summary:
         """Do it. Raises RelayError when it cannot begin (configuration, database, ports, ingester)."""
         settings = self._settings
+        faulthandler.register(signal.SIGUSR1)  # every thread's stack to stderr: for whoever finds us stuck
         signals = StopSignals(self._reporter.give_back_terminal)
         signals.install()
         data_dir = Path(settings.relay.data_dir)
@@ -215,10 +218,10 @@ class BackfillRun:
             epoch=lambda: lease.epoch,
             spool_dir=spool_dir,
             operator_origins=origins,
+            metrics=self._metrics,
             on_death=lambda name, exc: self._deaths.put((name, exc)),
             on_store=self._on_store,
         )
-        self._metrics.declare_ingesters(addresses)
         observer = Observer(
             machine, self._metrics, instance=settings.relay.name, command="backfill", listing=self._listing
         )
@@ -269,7 +272,7 @@ class BackfillRun:
                 metrics_address=address,
             )
         began = time.monotonic()
-        self._plug(machine, observer, batch, instance)
+        self._plug(machine, observer, batch, instance, address)
         http.start()
         machine.start()
         self._discovery.start()
@@ -289,7 +292,7 @@ class BackfillRun:
 
     # --- while it runs ------------------------------------------------------------------------------------------------------
 
-    def _plug(self, machine: Machine, observer: Observer, batch: int, instance: int) -> None:
+    def _plug(self, machine: Machine, observer: Observer, batch: int, instance: int, address: str) -> None:
         """What the engine does now and then for this run."""
 
         def look() -> None:
@@ -297,9 +300,15 @@ class BackfillRun:
             observer.look()
 
         def heartbeat() -> None:
+            if machine.tasks.outstanding >= 50:
+                return
             phase = observer.phase.value
-            if machine.tasks.outstanding < 50:
-                machine.tasks.submit("heartbeat", lambda cur: instances.heartbeat(cur, instance, phase), lambda _: None)
+            status = json.loads(observer.snapshot.to_json())
+
+            def beat(cursor: Cursor) -> None:
+                instances.heartbeat(cursor, instance, phase, metrics_address=address, status=status)
+
+            machine.tasks.submit("heartbeat", beat, lambda _: None)
 
         machine.engine.every(LOOK_EVERY_S, look)
         machine.engine.every(HEARTBEAT_EVERY_S, heartbeat)

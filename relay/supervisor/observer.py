@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from relay import __version__
 from relay.model import Incident, RepoState
-from relay.observe.metrics import Arena, ChildRole, FetchOutcome, Metrics, Queue
+from relay.observe.metrics import Arena, Metrics
 from relay.observe.rates import EtaMeter, RateMeter
 from relay.observe.status import (
     ErrorView,
@@ -155,7 +155,7 @@ class Observer:
                 for at, _did, reason, text in list(machine.pipeline.last_failures)[-LAST_ERRORS_SHOWN:]
             ),
         )
-        self._count(ingesters)
+        self._count()
 
     def _judge_phase(self, *, ingesters_healthy: int, ingesters: int) -> None:
         if self.phase in (Phase.DRAINING, Phase.STOPPED):
@@ -195,20 +195,13 @@ class Observer:
             Gauge(name="to be stored", used=machine.keeper.waiting),
         )
 
-    def _count(self, ingesters: Sequence[object]) -> None:
+    def _count(self) -> None:
         """Feed the metrics: counters get what was added since the last look."""
         metrics, machine = self._metrics, self._machine
         totals, pipeline = machine.pipeline.totals, machine.pipeline
         metrics.repos({state: max(0, machine.keeper.counts[state]) for state in RepoState})
         metrics.slots(Arena.CAR, pipeline.downloads.slots.in_use, machine.plan.car_slots)
         metrics.slots(Arena.OPERATIONS, pipeline.seats.slots_in_use, machine.plan.operation_slots)
-        metrics.healthy_ingesters.set(sum(1 for each in machine.delivery.status() if each.healthy))
-        for each in machine.delivery.status():
-            metrics.ingester(
-                each.address, in_flight_batches=each.in_flight_batches, oldest_unacked_s=each.oldest_unacked_s
-            )
-            metrics.sent(each.address, int(self._added(f"sent {each.address}", each.sent_operations)))
-            metrics.sent(each.address, int(self._added(f"resent {each.address}", each.resent_operations)), again=True)
         metrics.records_delivered.inc(self._added("records", totals.records))
         metrics.repo_finished(RepoState.SYNCED, int(self._added("synced", totals.synced)))
         metrics.repo_finished(RepoState.INACTIVE, int(self._added("inactive", totals.inactive)))
@@ -220,6 +213,3 @@ class Observer:
         before = self._counted.get(name, 0.0)
         self._counted[name] = total
         return max(0.0, total - before)
-
-
-__all__ = ["ChildRole", "FetchOutcome", "Observer", "Queue"]

@@ -24,6 +24,7 @@ from relay.net.bucket import TokenBucket
 from relay.net.gate import HostGate
 from relay.net.hosts import HostPolicy, HostTable
 from relay.observe.log import get_logger
+from relay.observe.metrics import Metrics
 from relay.repos.checkpointer import Checkpointer
 from relay.repos.failures import RetryPolicy
 from relay.repos.keeper import Keeper
@@ -62,6 +63,7 @@ class Machine:
         epoch: Callable[[], int],
         spool_dir: Path,
         operator_origins: tuple[str, ...],
+        metrics: Metrics,
         on_death: Callable[[str, BaseException], None],
         on_store: Callable[[str | None], None],
     ) -> None:
@@ -98,6 +100,10 @@ class Machine:
             settings.grpc,
             settings.relay,
             DeliveryReports(self.engine.post, self._ingester_changed),
+            repo_operations=settings.backfiller.parallel_record_creates,
+            on_room=lambda _address: self.engine.wake(),
+            metrics=metrics,
+            on_death=on_death,
         )
         self.outlet.delivery = self.delivery
         rate = settings.identity.requests_per_sec
