@@ -61,7 +61,9 @@ def translate(exc: psycopg2.Error, what: str, place: str, secret: str = "") -> S
         return StoreAway(f"{what}: PostgreSQL at {place}: {AWAY_STATES[state]} ({text})")
     if state[:2] in AWAY_CLASSES:
         return StoreAway(f"{what}: PostgreSQL at {place}: {text}")
-    if not state and isinstance(exc, psycopg2.OperationalError | psycopg2.InterfaceError):
+    # A server that was killed in the middle of an answer: psycopg2 raises the bare DatabaseError, with libpq's words and no SQLSTATE.
+    is_cut = type(exc) is psycopg2.DatabaseError
+    if not state and (is_cut or isinstance(exc, psycopg2.OperationalError | psycopg2.InterfaceError)):
         if any(part in text for part in UNUSABLE_TEXTS):
             return StoreUnusable(f"{what}: PostgreSQL at {place} refuses us: {text}")
         return StoreAway(f"{what}: PostgreSQL at {place} does not answer: {text}")

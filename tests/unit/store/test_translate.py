@@ -60,6 +60,12 @@ def test_a_broken_connection_is_away() -> None:
         type(translate(psycopg2.OperationalError("server closed the connection unexpectedly"), "x", "p")) is StoreAway
     )
     assert type(translate(psycopg2.InterfaceError("connection already closed"), "x", "p")) is StoreAway
+    # What psycopg2 makes of a server that was killed in the middle of an answer.
+    assert type(translate(psycopg2.DatabaseError("server closed the connection unexpectedly"), "x", "p")) is StoreAway
+
+
+def test_a_mistake_of_ours_on_this_side_is_no_broken_connection() -> None:
+    assert type(translate(psycopg2.ProgrammingError("can't execute an empty query"), "x", "p")) is StoreError
 
 
 @pytest.mark.parametrize(
