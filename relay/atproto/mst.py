@@ -50,11 +50,23 @@ class Node(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Records of one collection in key order: record keys, and the SHA-256 (32 bytes) of the dag-cbor CID of each."""
+    """Where the records of one collection end in a page's columns; they begin where the run before ends."""
 
     collection: str
+    stop: int
+
+
+class Page(NamedTuple):
+    """Some records in key order, by columns: record key, and SHA-256 (32 bytes) of the dag-cbor CID."""
+
+    runs: list[Run]
     rkeys: list[bytes]
     digests: list[bytes]
+
+    def path(self, place: int) -> str:
+        """Return the path of the record at this place, `collection/rkey`."""
+        run = next(run for run in self.runs if place < run.stop)
+        return f"{run.collection}/{self.rkeys[place].decode()}"
 
 
 @dataclass(slots=True)
@@ -284,17 +296,17 @@ def _load(cid: bytes, blocks: Blocks, limits: Limits) -> Node:
     return parse_node(block, at=cid_text(cid), limits=limits)
 
 
-def walk_runs(
+def walk_pages(
     root: bytes,
     blocks: Blocks,
     tally: Tally,
     *,
     limits: Limits = DEFAULT_LIMITS,
     ranges: Sequence[Range] | None = None,
-    run_records: int = 4096,
-) -> Iterator[Run]:
-    """Yield the wanted records as runs of one collection, at most `run_records` each. Raises what `walk_tree` raises."""
-    run: Run | None = None
+    page_records: int = 4096,
+) -> Iterator[Page]:
+    """Yield the wanted records in key order, at most `page_records` a page. Raises what `walk_tree` raises."""
+    page = Page([], [], [])
     for entry in walk_tree(root, blocks, limits=limits, ranges=ranges):
         if entry is None:
             tally.pruned = True
@@ -306,13 +318,15 @@ def walk_runs(
         if not is_dag_cbor_cid(value):
             tally.foreign.append((key, value))
             continue
+        if len(page.rkeys) >= page_records:
+            yield page
+            page = Page([], [], [])
         collection, _, rkey = key.partition(b"/")
+        page.rkeys.append(rkey)
+        page.digests.append(value[len(DAG_CBOR_PREFIX) :])
         name = collection.decode()
-        if run is None or run.collection != name or len(run.rkeys) >= run_records:
-            if run is not None:
-                yield run
-            run = Run(name, [], [])
-        run.rkeys.append(rkey)
-        run.digests.append(value[len(DAG_CBOR_PREFIX) :])
-    if run is not None:
-        yield run
+        if page.runs and page.runs[-1].collection == name:
+            page.runs.pop()
+        page.runs.append(Run(name, len(page.rkeys)))
+    if page.rkeys:
+        yield page

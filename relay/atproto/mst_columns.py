@@ -28,7 +28,7 @@ from typing import Final, TypeAlias
 from relay.atproto.car import Blocks
 from relay.atproto.cid import is_dag_cbor_cid
 from relay.atproto.limits import DEFAULT_LIMITS, Limits
-from relay.atproto.mst import EMPTY_NODE, Range, Run, Tally, key_depth, overlaps
+from relay.atproto.mst import EMPTY_NODE, Page, Range, Run, Tally, key_depth, overlaps
 from relay.atproto.syntax import is_nsid
 
 # Records that are checked and given out together. Larger pages leave the processor's cache, smaller ones cost more calls.
@@ -59,11 +59,12 @@ _DEEP: Final = 255
 _LAYERS: Final = bytes([_DEEP, *((8 - first.bit_length()) // 2 for first in range(1, 256))])
 
 _MAX_RKEY: Final = 512
+_MAX_KEY: Final = 830  # where the grammar ends: 317 + 1 + 512
 _ZEROS: Final = tuple(map(bytes, range(24)))
 
-_known_collections: set[bytes] = set()  # checked NSIDs; emptied when full
-_MAX_KNOWN: Final = 10_000
-
+# Collection and slash -> collection, of NSIDs that were checked; emptied when full.
+_COLLECTION_NAMES: Final[dict[bytes, str]] = {}
+_MAX_NAMES: Final = 10_000
 
 _LeafEntry: TypeAlias = tuple[bytes, bytes, bytes, bytes]
 _InnerEntry: TypeAlias = tuple[bytes, bytes, bytes, bytes, bytes]
@@ -73,7 +74,7 @@ class Unusual(Exception):
     """Something that this walk does not take. It need not be wrong."""
 
 
-class _Page:
+class _Entries:
     """Entries that are still to be checked, as columns. `keys`, `digests` and `layers` stand in key order."""
 
     __slots__ = ("add_digest", "add_key", "digests", "inner", "keys", "layers", "leaf", "span")
@@ -153,8 +154,8 @@ def walk_columns(
     *,
     limits: Limits = DEFAULT_LIMITS,
     ranges: Sequence[Range] | None = None,
-) -> Iterator[Run]:
-    """Yield the wanted records as runs of one collection, in key order. See `mst.walk_runs`, which gives the same records.
+) -> Iterator[Page]:
+    """Yield the wanted records in key order. See `mst.walk_pages`, which gives the same records.
 
     `ranges` must each hold whole collections, as a filter's do. Raises Unusual for anything invalid, missing, over a limit or
     merely rare; what was yielded before is void then.
@@ -168,7 +169,9 @@ def walk_columns(
         else:
             pages = _walk_ranges(root[4:], layer, blocks, tally, limits, ranges)
         for page in pages:
-            yield from _checked_runs(page, limits, ranges)
+            checked = _checked(page, limits, ranges)
+            if checked.rkeys:
+                yield checked
     except (KeyError, IndexError) as exc:  # a node that is not there; an integer or length beyond the tables
         raise Unusual from exc
 
@@ -189,10 +192,10 @@ def _top_layer(root: bytes, blocks: Blocks, limits: Limits) -> int | None:
     return layer
 
 
-def _walk_all(root: bytes, layer: int, blocks: Blocks, tally: Tally, limits: Limits) -> Iterator[_Page]:
+def _walk_all(root: bytes, layer: int, blocks: Blocks, tally: Tally, limits: Limits) -> Iterator[_Entries]:
     """Yield the whole tree in key order, in pages."""
     load, max_entries, prefixes = blocks.__getitem__, limits.node_entries, _PREFIXES
-    page = _Page()
+    page = _Entries()
     total = 0
     last = b""  # the greatest key so far
     top = layer
@@ -214,7 +217,7 @@ def _walk_all(root: bytes, layer: int, blocks: Blocks, tally: Tally, limits: Lim
             tree = b""
             if len(page.keys) >= PAGE_RECORDS:
                 yield page
-                page = _Page()
+                page = _Entries()
         entries, key = stack.pop()
         layer = top - len(stack)
         add_key, add_digest, add_layer = page.add_key, page.add_digest, page.layers.append
@@ -245,10 +248,10 @@ def _walk_all(root: bytes, layer: int, blocks: Blocks, tally: Tally, limits: Lim
 
 def _walk_ranges(
     root: bytes, layer: int, blocks: Blocks, tally: Tally, limits: Limits, ranges: Sequence[Range]
-) -> Iterator[_Page]:
+) -> Iterator[_Entries]:
     """Yield what the tree has in `ranges`, and all else of the nodes that had to be read for it."""
     max_entries = limits.node_entries
-    page = _Page()
+    page = _Entries()
     last = b""
     # What is left of each node on the way down: (key, digest, subtree, upper bound of the subtree); its layer.
     stack: list[tuple[Iterator[tuple[bytes, bytes, bytes, bytes]], int]] = []
@@ -275,7 +278,7 @@ def _walk_ranges(
             tree = b""
             if len(page.keys) >= PAGE_RECORDS:
                 yield page
-                page = _Page()
+                page = _Entries()
         entries, layer = stack[-1]
         for key, digest, tree, high in entries:
             if key <= last:
@@ -333,30 +336,48 @@ def _large_leaf(block: bytes, max_entries: int) -> tuple[list[_LeafEntry], int]:
     return found, end - head
 
 
-def _checked_runs(page: _Page, limits: Limits, ranges: Sequence[Range] | None) -> Iterator[Run]:
+def _checked(page: _Entries, limits: Limits, ranges: Sequence[Range] | None) -> Page:
     keys = page.keys
     if not keys:
         if page.span:
             raise Unusual
-        return
+        return Page([], [], [])
     _check_matches(page)
     _check_layers(keys, page.layers)
-    if limits.key_bytes < 830 and max(map(len, keys)) > limits.key_bytes:  # the grammar ends there
+    if limits.key_bytes < _MAX_KEY and max(map(len, keys)) > limits.key_bytes:
         raise Unusual
+    runs: list[Run] = []
+    rkeys: list[bytes] = []
+    unwanted: list[slice] = []
     for start, stop, prefix in _collections(keys):
         cut = len(prefix)
-        rkeys = [key[cut:] for key in keys[start:stop]]
-        _check_rkeys(rkeys)
-        collection = prefix[:-1].decode()
-        if ranges is None:
-            yield Run(collection, rkeys, page.digests[start:stop])
-            continue
+        rkeys += [key[cut:] for key in keys[start:stop]]
         # A filter names whole collections: either all of a run is wanted or nothing.
-        if overlaps(prefix, prefix + b"\xff", ranges):
-            yield Run(collection, rkeys, page.digests[start:stop])
+        if ranges is not None and not overlaps(prefix, prefix + b"\xff", ranges):
+            unwanted.append(slice(start, stop))
+        runs.append(Run(_COLLECTION_NAMES[prefix], stop))
+    _check_rkeys(rkeys)
+    checked = Page(runs, rkeys, page.digests)
+    return _without(checked, unwanted) if unwanted else checked
 
 
-def _check_matches(page: _Page) -> None:
+def _without(page: Page, unwanted: list[slice]) -> Page:
+    """Return the page without the runs that lie at these places."""
+    runs: list[Run] = []
+    kept, left_out = 0, {part.start for part in unwanted}
+    start = 0
+    for collection, stop in page.runs:
+        if start not in left_out:
+            kept += stop - start
+            runs.append(Run(collection, kept))
+        start = stop
+    for part in reversed(unwanted):
+        del page.rkeys[part]
+        del page.digests[part]
+    return Page(runs, page.rkeys, page.digests)
+
+
+def _check_matches(page: _Entries) -> None:
     """Raise Unusual unless the matches touch one another, and the heads of the key suffixes tell their lengths."""
     matched = 0
     if page.leaf:
@@ -391,15 +412,16 @@ def _collections(keys: list[bytes]) -> Iterator[tuple[int, int, bytes]]:
     """Yield (start, stop, collection and slash) of each collection's keys: they stand together, as keys are sorted."""
     start, count = 0, len(keys)
     while start < count:
-        prefix = keys[start][: keys[start].find(b"/") + 1]
-        collection = prefix[:-1]
-        if collection not in _known_collections:
-            if not is_nsid(collection.decode()):
+        first = keys[start]
+        prefix = first[: first.find(b"/") + 1]
+        if prefix not in _COLLECTION_NAMES:
+            name = prefix[:-1].decode()
+            if not is_nsid(name):
                 raise Unusual
-            if len(_known_collections) >= _MAX_KNOWN:
-                _known_collections.clear()
-            _known_collections.add(collection)
-        stop = count if keys[-1].startswith(prefix) else bisect_left(keys, collection + b"0", start)
+            if len(_COLLECTION_NAMES) >= _MAX_NAMES:
+                _COLLECTION_NAMES.clear()
+            _COLLECTION_NAMES[prefix] = name
+        stop = count if keys[-1].startswith(prefix) else bisect_left(keys, prefix[:-1] + b"0", start)
         yield start, stop, prefix
         start = stop
 

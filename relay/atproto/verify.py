@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from relay.atproto.car import Blocks, MappedBlocks, StatedBlocks, digest_text, hash_blocks, read_header
@@ -17,7 +17,7 @@ from relay.atproto.commit import Commit, parse_commit
 from relay.atproto.errors import BadSignature, MissingBlock, WrongDid
 from relay.atproto.keys import PublicKey
 from relay.atproto.limits import DEFAULT_LIMITS, Limits
-from relay.atproto.mst import Run, Tally, walk_runs
+from relay.atproto.mst import Page, Run, Tally, walk_pages
 from relay.atproto.mst_columns import Unusual, walk_columns
 from relay.atproto.nsid_filter import NsidFilter
 
@@ -26,18 +26,26 @@ COPY_BYTES: Final = 32 << 20
 
 
 class RecordBatch(NamedTuple):
-    """Records of one collection in key order, by columns: record key, SHA-256 of its dag-cbor CID, DAG-CBOR bytes."""
+    """Records in key order, by columns: record key, SHA-256 of the dag-cbor CID, DAG-CBOR bytes. `runs` tells collections."""
 
-    collection: str
+    runs: list[Run]
     rkeys: list[bytes]
     digests: list[bytes]
     blocks: list[bytes]
 
+    def records(self) -> Iterator[tuple[str, bytes, bytes, bytes]]:
+        """Yield (collection, record key, digest, block) one by one: where speed does not matter."""
+        start = 0
+        for collection, stop in self.runs:
+            for place in range(start, stop):
+                yield collection, self.rkeys[place], self.digests[place], self.blocks[place]
+            start = stop
 
-class _PackedRun(NamedTuple):
-    """A run of a large repo without an object for each record: 70 bytes a record instead of 250."""
 
-    collection: str
+class _PackedPage(NamedTuple):
+    """A page of a large repo without an object for each record: 70 bytes a record instead of 250."""
+
+    runs: list[Run]
     rkeys: bytes  # joined by "/", which no record key has
     digests: bytes
     places: array[int]
@@ -59,38 +67,38 @@ class VerifiedRepo:
     records_total: int | None
     wanted: int
     foreign: tuple[tuple[bytes, bytes], ...]
-    _batches: Sequence[RecordBatch | _PackedRun]
+    _batches: Sequence[RecordBatch | _PackedPage]
     _read: Callable[[int], bytes] | None
 
     def batches(self) -> Iterator[RecordBatch]:
-        """Yield the wanted records in key order, each batch of one collection and of some thousand records at most."""
+        """Yield the wanted records in key order, some thousand at a time at most."""
         for batch in self._batches:
             if isinstance(batch, RecordBatch):
                 yield batch
                 continue
             assert self._read is not None
             yield RecordBatch(
-                batch.collection,
+                batch.runs,
                 batch.rkeys.split(b"/"),
                 [batch.digests[at : at + 32] for at in range(0, len(batch.digests), 32)],
                 list(map(self._read, batch.places)),
             )
 
     def records_over(self, size: int) -> Iterator[tuple[str, str, str, bytes]]:
-        """Yield (collection, rkey, CID as text, DAG-CBOR) of the wanted records larger than `size` bytes."""
+        """Yield (collection, record key, CID as text, DAG-CBOR) of the wanted records larger than `size` bytes."""
         for batch in self._batches:
             if isinstance(batch, RecordBatch):
-                if max(map(len, batch.blocks)) > size:
-                    for rkey, digest, block in zip(batch.rkeys, batch.digests, batch.blocks, strict=True):
-                        if len(block) > size:
-                            yield batch.collection, rkey.decode(), digest_text(digest), block
-                continue
-            assert self._read is not None
-            for count, place in enumerate(batch.places):
-                if MappedBlocks.size(place) > size:
-                    rkey = batch.rkeys.split(b"/")[count]
-                    digest = batch.digests[32 * count : 32 * count + 32]
-                    yield batch.collection, rkey.decode(), digest_text(digest), self._read(place)
+                if max(map(len, batch.blocks)) <= size:
+                    continue
+                whole = batch
+            else:
+                assert self._read is not None
+                if max(map(MappedBlocks.size, batch.places)) <= size:
+                    continue
+                (whole,) = replace(self, _batches=[batch]).batches()
+            for collection, rkey, digest, block in whole.records():
+                if len(block) > size:
+                    yield collection, rkey.decode(), digest_text(digest), block
 
 
 def verify_repo(
@@ -124,15 +132,15 @@ def verify_repo(
         blocks = StatedBlocks(bytes(car), header.size, limits=limits)
     commit = _read_commit(blocks, commit_cid, did, key, limits)
     tally = Tally()
-    batches: list[RecordBatch | _PackedRun]
+    batches: list[RecordBatch | _PackedPage]
     try:
-        runs = walk_columns(commit.data, blocks, tally, limits=limits, ranges=ranges)
-        batches = [_pack(run, mapped) if mapped is not None else _resolve(run, blocks) for run in runs]
+        pages = walk_columns(commit.data, blocks, tally, limits=limits, ranges=ranges)
+        batches = [_pack(page, mapped) if mapped is not None else _resolve(page, blocks) for page in pages]
     except Unusual:
         # Invalid, or valid and rare: the plain walk decides, and knows the place.
         tally = Tally()
-        runs = walk_runs(commit.data, blocks, tally, limits=limits, ranges=ranges)
-        batches = [_pack(run, mapped) if mapped is not None else _resolve(run, blocks) for run in runs]
+        pages = walk_pages(commit.data, blocks, tally, limits=limits, ranges=ranges)
+        batches = [_pack(page, mapped) if mapped is not None else _resolve(page, blocks) for page in pages]
     return VerifiedRepo(
         did=did,
         rev=commit.rev,
@@ -159,26 +167,26 @@ def _read_commit(blocks: Blocks, cid: bytes, did: str, key: PublicKey | None, li
     return commit
 
 
-def _resolve(run: Run, blocks: Blocks) -> RecordBatch:
+def _resolve(page: Page, blocks: Blocks) -> RecordBatch:
     try:
-        found = list(map(blocks.__getitem__, run.digests))
+        found = list(map(blocks.__getitem__, page.digests))
     except KeyError as exc:
-        raise _missing_record(run, exc.args[0]) from None
-    return RecordBatch(run.collection, run.rkeys, run.digests, found)
+        raise _missing_record(page, exc.args[0]) from None
+    return RecordBatch(page.runs, page.rkeys, page.digests, found)
 
 
-def _pack(run: Run, blocks: MappedBlocks) -> _PackedRun:
+def _pack(page: Page, blocks: MappedBlocks) -> _PackedPage:
     try:
-        places = array("Q", map(blocks.place, run.digests))
+        places = array("Q", map(blocks.place, page.digests))
     except KeyError as exc:
-        raise _missing_record(run, exc.args[0]) from None
-    return _PackedRun(run.collection, b"/".join(run.rkeys), b"".join(run.digests), places)
+        raise _missing_record(page, exc.args[0]) from None
+    return _PackedPage(page.runs, b"/".join(page.rkeys), b"".join(page.digests), places)
 
 
-def _count(batch: RecordBatch | _PackedRun) -> int:
+def _count(batch: RecordBatch | _PackedPage) -> int:
     return len(batch.blocks) if isinstance(batch, RecordBatch) else len(batch.places)
 
 
-def _missing_record(run: Run, digest: bytes) -> MissingBlock:
-    rkey = run.rkeys[run.digests.index(digest)].decode()
-    return MissingBlock(f"the record {run.collection}/{rkey} is not in the CAR", at=digest_text(digest))
+def _missing_record(page: Page, digest: bytes) -> MissingBlock:
+    path = page.path(page.digests.index(digest))
+    return MissingBlock(f"the record {path} is not in the CAR", at=digest_text(digest))

@@ -19,7 +19,7 @@ from relay.atproto.errors import NotJson
 from relay.atproto.jsonform import record_to_json
 from relay.atproto.keys import parse_multikey
 from relay.atproto.limits import DEFAULT_LIMITS, Limits
-from relay.atproto.mst import cid_name
+from relay.atproto.mst import Run, cid_name
 from relay.atproto.nsid_filter import NsidFilter
 from relay.atproto.verify import RecordBatch, VerifiedRepo, verify_repo
 from relay.model import AccountStatus, RecordEncoding, Source
@@ -134,23 +134,30 @@ class Snapshot:
         )
 
     def _encode(self, batch: RecordBatch) -> tuple[list[bytes], list[int]]:
-        collection, rkeys, digests, records = batch
         if self._left_out:
-            kept = [place for place, rkey in enumerate(rkeys) if (collection, rkey) not in self._left_out]
-            if len(kept) < len(rkeys):
-                rkeys = [rkeys[place] for place in kept]
-                digests = [digests[place] for place in kept]
-                records = [records[place] for place in kept]
+            batch = self._without_left_out(batch)
+        runs, rkeys, digests, records = batch
         if not rkeys:
             return [], []
-        name = collection.encode()
         if self._spec.encoding is RecordEncoding.DAG_CBOR:
-            return self._encoder.encode(name, rkeys, digests, records, as_cbor=True)
+            return self._encoder.encode(runs, rkeys, digests, records, as_cbor=True)
         try:
-            return self._encoder.encode(name, rkeys, digests, list(map(self._to_json, records)), as_cbor=False)
+            return self._encoder.encode(runs, rkeys, digests, list(map(self._to_json, records)), as_cbor=False)
         except NotJson:  # rare: some of them travel as they are
             forms, raw = self._mixed_forms(records)
-            return self._encoder.encode(name, rkeys, digests, forms, as_cbor=raw)
+            return self._encoder.encode(runs, rkeys, digests, forms, as_cbor=raw)
+
+    def _without_left_out(self, batch: RecordBatch) -> RecordBatch:
+        kept = RecordBatch([], [], [], [])
+        for collection, rkey, digest, block in batch.records():
+            if (collection, rkey) not in self._left_out:
+                kept.rkeys.append(rkey)
+                kept.digests.append(digest)
+                kept.blocks.append(block)
+                if kept.runs and kept.runs[-1].collection == collection:
+                    kept.runs.pop()
+                kept.runs.append(Run(collection, len(kept.rkeys)))
+        return kept
 
     def _mixed_forms(self, records: list[bytes]) -> tuple[list[bytes], list[bool]]:
         """Return each record as JSON where JSON can carry it, and whether it had to stay DAG-CBOR."""

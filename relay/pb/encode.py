@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
+from operator import add
 from typing import TYPE_CHECKING, Final
 
 import libipld
@@ -345,27 +346,30 @@ def _operation_heads(sizes: list[int]) -> list[bytes]:
 
 
 class CreateEncoder:
-    """Encodes the CREATE operations of one snapshot, a column of records of one collection at a time.
+    """Encodes the CREATE operations of one snapshot, columns of records at a time.
 
-    Everything but rkey, CID and record is the same for all of them, and is encoded once (collection: once for each call).
+    Everything but collection, rkey, CID and record is the same for all of them, and is encoded once; what is the same for a
+    collection, once for each call.
     """
 
     # Pieces of bytes that one operation is made of.
     PIECES: Final = 8
 
-    __slots__ = ("_before", "_middle_cbor", "_middle_json", "overhead")
+    __slots__ = ("_before", "_constant", "_middle_cbor", "_middle_json", "overhead")
 
     def __init__(self, *, did: str, rev: str, source: Source, time_us: int) -> None:
         self._before = _number(_TYPE, OpType.CREATE) + _text(_DID, did) + _COLLECTION
         middle = _text(_REV, rev) + _number(_SOURCE, source) + _number(_TIME_US, time_us)
         self._middle_cbor = middle + _RECORD_CBOR
         self._middle_json = middle + _RECORD_JSON
+        # Size of all but collection, rkey and record, which come with their lengths: the CID has a tag and a length of 1 byte.
+        self._constant = len(self._before) + len(_RKEY) + 2 + _CID_CHARS + len(self._middle_cbor)
         # What an operation has beside its record, bytes, at most: an NSID ends at 317, a record key at 512.
-        self.overhead = len(self._before) + len(self._middle_cbor) + 317 + 512 + _CID_CHARS + 20
+        self.overhead = self._constant + 2 + 317 + 2 + 512 + 10
 
     def encode(
         self,
-        collection: bytes,
+        runs: Iterable[tuple[str, int]],
         rkeys: list[bytes],
         digests: list[bytes],
         records: list[bytes],
@@ -373,28 +377,36 @@ class CreateEncoder:
     ) -> tuple[list[bytes], list[int]]:
         """Return the pieces of all operations, PIECES for each, and the size of each operation with its tag and length.
 
-        `digests` are the SHA-256 of the records' DAG-CBOR; `records` what travels. `as_cbor`: that is DAG-CBOR (True) or JSON,
-        for all or for each one. All lists have the same length, at least 1.
+        `runs`: (collection, where its records end), from the first record to the last. `digests` are the SHA-256 of the records'
+        DAG-CBOR; `records` what travels. `as_cbor`: that is DAG-CBOR (True) or JSON, for all or for each one. The lists have the
+        same length, at least 1.
         """
         count = len(rkeys)
-        before = self._before + _length(len(collection)) + collection + _RKEY
-        middle = self._middle_cbor
-        # Everything but rkey and record, each with its length; the CID with tag and length.
-        constant = len(before) + 2 + _CID_CHARS + len(middle)
+        befores: list[bytes] = []
+        constants: list[int] = []
+        start = 0
+        for collection, stop in runs:
+            name = collection.encode()
+            before = self._before + _length(len(name)) + name + _RKEY
+            constant = self._constant + _FIELD_SIZES[len(name)]
+            rkey_sizes = set(map(len, rkeys[start:stop]))
+            if len(rkey_sizes) == 1:  # the same length for all, as TIDs have
+                (rkey_size,) = rkey_sizes
+                before += _length(rkey_size)
+                constant += _FIELD_SIZES[rkey_size]
+                constants += [constant] * (stop - start)
+            else:
+                own = [_LENGTHS[len(rkey)] + rkey for rkey in rkeys[start:stop]]
+                constants += [constant + len(rkey) for rkey in own]
+                rkeys = [*rkeys[:start], *own, *rkeys[stop:]]  # the caller keeps the list as it is
+            befores += [before] * (stop - start)
+            start = stop
         record_sizes = list(map(len, records))
-        fields = _field_sizes(record_sizes)
-        rkey_sizes = set(map(len, rkeys))
-        if len(rkey_sizes) == 1:  # the same length for all, as TIDs have
-            (rkey_size,) = rkey_sizes
-            before += _length(rkey_size)
-            constant += _FIELD_SIZES[rkey_size]
-            sizes = [constant + field for field in fields]
-        else:
-            rkeys = [_LENGTHS[len(rkey)] + rkey for rkey in rkeys]
-            sizes = [constant + len(rkey) + field for rkey, field in zip(rkeys, fields, strict=True)]
+        sizes = list(map(add, constants, _field_sizes(record_sizes)))
+        middle = self._middle_cbor
         pieces = [b"\x2a\x3b"] * (8 * count)
         pieces[0::8] = _operation_heads(sizes)
-        pieces[1::8] = [before] * count
+        pieces[1::8] = befores
         pieces[2::8] = rkeys
         # [3::8] tag and length of the CID
         pieces[4::8] = cid_texts(digests)

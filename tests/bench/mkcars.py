@@ -163,6 +163,7 @@ class _Generator:
     def record(self) -> tuple[str, dict[str, Any]]:
         """Return (collection/rkey, record)."""
         draw, created_at = self.random.random(), self._created_at()
+        fields: dict[str, Any]
         rkey = tid(self.time_us << 10 | self.random.randrange(1024))
         if draw < 0.55:
             collection, fields = "app.bsky.feed.like", {"subject": self._subject()}

@@ -70,9 +70,9 @@ def test_a_full_export_gives_the_golden_records(name: str) -> None:
         size = 0
         counts: Counter[str] = Counter()
         for batch in found.batches():
-            counts[batch.collection] += len(batch.rkeys)
-            for rkey, block in zip(batch.rkeys, batch.blocks, strict=True):
-                lines.append(f"{batch.collection}/{rkey.decode()} {cid_text(cid_of(block))}\n".encode())
+            for collection, rkey, _, block in batch.records():
+                counts[collection] += 1
+                lines.append(f"{collection}/{rkey.decode()} {cid_text(cid_of(block))}\n".encode())
                 size += len(block)
         assert _digest(lines) == facts["records_digest"]
         assert dict(counts) == facts["collections"]
@@ -91,15 +91,15 @@ def test_the_fast_walk_takes_every_real_tree(name: str) -> None:
     car = data_bytes(name)
     root = _verify(name, None).data
     tally = Tally()
-    runs = list(mst_columns.walk_columns(root, hash_blocks(car, read_header(car).size), tally))
-    assert tally.entries == sum(len(run.rkeys) for run in runs) == CARS[name]["records"]
+    pages = list(mst_columns.walk_columns(root, hash_blocks(car, read_header(car).size), tally))
+    assert tally.entries == sum(len(page.rkeys) for page in pages) == CARS[name]["records"]
 
 
 @pytest.mark.parametrize("name", _names(True), ids=_name)
 def test_each_collection_alone_gives_its_records(name: str) -> None:
     for collection, count in list(CARS[name]["collections"].items())[:12]:
         found = _verify(name, _keys(CARS[name])[0], (collection,))
-        assert {batch.collection for batch in found.batches()} == {collection}
+        assert {run.collection for batch in found.batches() for run in batch.runs} == {collection}
         assert found.wanted == count
 
 

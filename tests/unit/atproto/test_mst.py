@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from relay.atproto import mst, mst_columns
 from relay.atproto.errors import AtprotoError, InvalidMst, LimitExceeded, MissingBlock
 from relay.atproto.limits import DEFAULT_LIMITS, Limits
-from relay.atproto.mst import Range, Run, Tally, key_depth
+from relay.atproto.mst import Page, Range, Tally, key_depth
 from relay.atproto.nsid_filter import NsidFilter
 from tests.support.repos import Block, build_tree, cid_of, layer_of, node_block
 
@@ -53,8 +53,8 @@ def _plain(
     root: bytes, nodes: list[Block], *, limits: Limits = DEFAULT_LIMITS, ranges: Any = None
 ) -> tuple[list[tuple[str, bytes, bytes]], Tally]:
     tally = Tally()
-    runs = mst.walk_runs(root, _blocks(nodes), tally, limits=limits, ranges=ranges, run_records=7)
-    return _records(list(runs)), tally
+    pages = mst.walk_pages(root, _blocks(nodes), tally, limits=limits, ranges=ranges, page_records=7)
+    return _records(list(pages)), tally
 
 
 def _columns(
@@ -64,9 +64,20 @@ def _columns(
     return _records(list(mst_columns.walk_columns(root, _blocks(nodes), tally, limits=limits, ranges=ranges))), tally
 
 
-def _records(runs: list[Run]) -> list[tuple[str, bytes, bytes]]:
-    assert all(len(run.rkeys) == len(run.digests) > 0 for run in runs)
-    return [(run.collection, rkey, digest) for run in runs for rkey, digest in zip(run.rkeys, run.digests, strict=True)]
+def _records(pages: list[Page]) -> list[tuple[str, bytes, bytes]]:
+    found: list[tuple[str, bytes, bytes]] = []
+    for page in pages:
+        assert len(page.rkeys) == len(page.digests) == page.runs[-1].stop
+        start = 0
+        for collection, stop in page.runs:
+            assert start < stop
+            found += [
+                (collection, rkey, digest)
+                for rkey, digest in zip(page.rkeys[start:stop], page.digests[start:stop], strict=True)
+            ]
+            assert page.path(start) == f"{collection}/{page.rkeys[start].decode()}"
+            start = stop
+    return found
 
 
 def _expected(records: dict[bytes, bytes]) -> list[tuple[str, bytes, bytes]]:
@@ -127,7 +138,7 @@ def test_a_filtered_walk_reads_no_node_without_a_wanted_key_around(
             read[place].add(digest)
             return super().__getitem__(digest)
 
-    for place, walk in enumerate((mst.walk_runs, mst_columns.walk_columns)):  # noqa: B007
+    for place, walk in enumerate((mst.walk_pages, mst_columns.walk_columns)):  # noqa: B007
         list(walk(root, Watched(_blocks(nodes)), Tally(), ranges=ranges))
     assert read[0] == read[1]
     if not any(mst.is_wanted(key, ranges) for key in records):
@@ -363,13 +374,13 @@ def test_a_node_that_contains_itself_cannot_be_made_but_its_like_ends() -> None:
     """With honest hashes no cycle exists; if an index gave one all the same, the layers still end the walk."""
     top = node_block(VALUE, [(0, A2, VALUE, None)])
     with pytest.raises(InvalidMst):
-        list(mst.walk_runs(cid_of(top), {cid_of(top)[4:]: top, VALUE[4:]: top}, Tally()))
+        list(mst.walk_pages(cid_of(top), {cid_of(top)[4:]: top, VALUE[4:]: top}, Tally()))
     with pytest.raises(mst_columns.Unusual):
         list(mst_columns.walk_columns(cid_of(top), {cid_of(top)[4:]: top, VALUE[4:]: top}, Tally()))
     pointer = node_block(VALUE, [])
     blocks = {cid_of(top)[4:]: top, VALUE[4:]: pointer}
     with pytest.raises(InvalidMst):
-        list(mst.walk_runs(cid_of(top), blocks, Tally()))
+        list(mst.walk_pages(cid_of(top), blocks, Tally()))
     with pytest.raises(mst_columns.Unusual):
         list(mst_columns.walk_columns(cid_of(top), blocks, Tally()))
 
@@ -471,9 +482,9 @@ def test_ranges_are_searched_right(bounds: set[bytes], low: bytes, high: bytes) 
 def test_the_walk_keeps_no_more_collections_in_mind_than_it_may() -> None:
     names = [f"com.example.c{number}" for number in range(50)]
     root, nodes = build_tree({f"{name}/a".encode(): VALUE for name in names})
-    before = mst_columns._MAX_KNOWN
+    before = mst_columns._MAX_NAMES
     assert len(_columns(root, nodes)[0]) == 50
-    assert len(mst_columns._known_collections) <= before
+    assert len(mst_columns._COLLECTION_NAMES) <= before
 
 
 def test_shuffled_blocks_make_no_difference() -> None:

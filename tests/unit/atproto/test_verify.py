@@ -56,9 +56,10 @@ def _verify(car: bytes, repo: MadeRepo = REPO, **changes: Any) -> VerifiedRepo:
 def _records(repo: VerifiedRepo) -> dict[bytes, bytes]:
     found: dict[bytes, bytes] = {}
     for batch in repo.batches():
-        assert [cid_of(block)[4:] for block in batch.blocks] == batch.digests
-        paths = [f"{batch.collection}/".encode() + rkey for rkey in batch.rkeys]
-        found.update(zip(paths, batch.blocks, strict=True))
+        assert len(batch.rkeys) == len(batch.digests) == len(batch.blocks) == batch.runs[-1].stop
+        for collection, rkey, digest, block in batch.records():
+            assert cid_of(block)[4:] == digest
+            found[f"{collection}/".encode() + rkey] = block
     assert list(found) == sorted(found)
     assert len(found) == repo.wanted
     return found

@@ -176,7 +176,9 @@ def test_columns_of_creates_are_what_protobuf_writes_one_by_one(
     digests = [hashlib.sha256(record).digest() for record in records]
     encoder = encode.CreateEncoder(did="did:plc:abc", rev="3kabcdefghi2k", source=source, time_us=time_us)
     pieces, sizes = encoder.encode(
-        b"app.bsky.feed.like",
+        [("app.bsky.feed.like", len(made) // 2), ("com.example.a", len(made))]
+        if len(made) > 1
+        else [("com.example.a", 1)],
         [rkey.encode() for rkey in rkeys],
         digests,
         records,
@@ -188,7 +190,7 @@ def test_columns_of_creates_are_what_protobuf_writes_one_by_one(
         expected = ingester_pb2.Operation(
             type=ingester_pb2.CREATE,
             did="did:plc:abc",
-            collection="app.bsky.feed.like",
+            collection="app.bsky.feed.like" if place < len(made) // 2 else "com.example.a",
             rkey=rkey,
             cid=cid_text(cid_of(record)),
             rev="3kabcdefghi2k",
