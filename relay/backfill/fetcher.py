@@ -21,7 +21,7 @@ from typing import Any
 from relay.atproto.did_doc import parse_did_document
 from relay.atproto.errors import AtprotoError
 from relay.backfill import messages as m
-from relay.backfill.spool import CarSink
+from relay.backfill.spool import CarSink, spool_name
 from relay.config.schema import BackfillerSettings, HttpSettings, IdentitySettings
 from relay.errors import FetchError, IdentityError
 from relay.identity.resolver import Resolver
@@ -131,7 +131,7 @@ class FetchProcess:
     # --- jobs -----------------------------------------------------------------------------------------------------------
 
     def _fetch(self, job: m.FetchRepo) -> m.Fetched | m.FetchFailed:
-        sink = CarSink(self._cars.view(job.slot), Path(self._settings.spool_dir) / f"{os.getpid()}-{job.job}.car")
+        sink = CarSink(self._cars.view(job.slot), Path(self._settings.spool_dir) / spool_name(job.job))
         keep = False
         try:
             answer = self._xrpc.get_repo(job.pds, job.did, sink, limits=self._limits)

@@ -134,7 +134,10 @@ class Verified(NamedTuple):
 
 
 class OperationsReady(NamedTuple):
-    """A piece of the snapshot: `size` bytes in operation slot `slot`, or inline when one operation is larger than a slot."""
+    """A piece of the snapshot: `size` bytes in operation slot `slot`.
+
+    `inline`: the bytes themselves, when one operation is larger than a slot. They hold a slot all the same, so that their number
+    is bounded."""
 
     job: int
     slot: int

@@ -17,6 +17,7 @@ from relay.backfill import messages as m
 from relay.backfill.downloads import Downloads
 from relay.backfill.resolving import ResolveQueue
 from relay.backfill.snapshots import Outlet, Snapshots, status_differs, status_is_untold
+from relay.backfill.spool import spool_name
 from relay.backfill.verifying import WorkerSeats
 from relay.backfill.work import Stage, Work
 from relay.errors import Blame
@@ -40,6 +41,7 @@ RESOLVES_IN_FLIGHT = 64
 FRESHLY_RESOLVED_S = 60.0
 WORKER_BASE_S = 60.0
 WORKER_BYTES_PER_S = 1_000_000  # a worker that is slower than this hangs
+CHECKED = (RepoState.SYNCED, RepoState.INACTIVE)
 MOVED = frozenset({"repo_not_found", "deactivated", "deleted"})  # may only mean that the account lives elsewhere now
 
 
@@ -98,7 +100,9 @@ class Pipeline:
         fetch_timeout_s: float,
         verify_signatures: bool,
         copied: Callable[[int, int], None],
+        spool_dir: Path,
     ) -> None:
+        self._spool_dir = spool_dir
         self._keeper, self._children, self._hosts, self._clock = keeper, children, hosts, clock
         self._patterns, self._policy = list(patterns), policy
         self._fresh_identity_s, self._fetch_timeout_s = fresh_identity_s, fetch_timeout_s
@@ -171,11 +175,21 @@ class Pipeline:
     def check(self, rows: Iterable[RepoRow]) -> None:
         """Take rows with a check due: ask their host for the newest rev, or the status."""
         for row in self._keeper.adopt(rows):
-            work = Work(number=self._next_number, row=row, claimed_at=self._clock.monotonic(), stage=Stage.FETCHING)
-            self._next_number += 1
-            if row.host is None or row.check_due is None or not self._accepting:
+            # Of the others a fetch finds out the same, and they are not this repo's last word.
+            if row.state not in CHECKED or row.host is None or row.check_due is None or not self._accepting:
                 self._keeper.forget(row)
                 continue
+            if self._is_given_up(row.host):
+                self._fetch_instead(row, "host_down", f"{row.did}: {row.host} has not answered anybody for long")
+                continue
+            work = Work(
+                number=self._next_number,
+                row=row,
+                claimed_at=self._clock.monotonic(),
+                stage=Stage.FETCHING,
+                is_check=True,
+            )
+            self._next_number += 1
             if not self._hosts.try_start(row.host):
                 self._keeper.forget(row)  # the next look at the due checks finds it again
                 continue
@@ -206,7 +220,7 @@ class Pipeline:
             case m.OperationsReady():
                 if (work := self._of(message.job)) is not None:
                     self.snapshots.operations_ready(work, seat, message)
-                elif message.slot >= 0:
+                else:
                     self.seats.filled(seat, message.slot)
                     self.seats.copied(seat, message.slot)
             case m.VerifyFailed():
@@ -240,7 +254,8 @@ class Pipeline:
                     text = (
                         f"{in_hand.did}: its worker ended ({why}) while it verified the CAR of {in_hand.size:,} bytes"
                     )
-                    self._fail(in_hand, Failure(reason="worker_died", blame=Blame.REPO, text=text))
+                    died = Failure(reason="worker_died", blame=Blame.REPO, text=text)
+                    self._fail(in_hand, in_hand.failure or died)
                 self._give_back(in_hand)
             return
         self.resolves.child_died(seat)
@@ -250,11 +265,12 @@ class Pipeline:
             failure = Failure(
                 reason="fetcher_died", blame=Blame.US, text=f"{work.did}: its fetch process ended ({why})"
             )
-            if work.row.state is RepoState.ACTIVE:
+            (self._spool_dir / spool_name(work.number)).unlink(missing_ok=True)
+            if work.is_check:
+                self._end_check(work)
+            else:
                 self._fail(work, failure)
                 self._give_back(work)
-            else:
-                self._end_check(work)
 
     def pump(self) -> float | None:
         """Do what can be done now; return monotonic seconds at which more can be done without being told, or None."""
@@ -283,10 +299,9 @@ class Pipeline:
         self._accepting = False
         self.downloads.release_all()
         for work in list(self.works.values()):
-            if work.over or work.stage in (Stage.VERIFYING, Stage.DELIVERING, Stage.ENDING):
+            if work.over or work.is_check or work.stage in (Stage.VERIFYING, Stage.DELIVERING, Stage.ENDING):
                 continue
-            if work.row.state is RepoState.ACTIVE:
-                self._release(work, None)
+            self._release(work, None)
             if work.stage is not Stage.FETCHING:
                 self._give_back(work)
 
@@ -308,18 +323,22 @@ class Pipeline:
     @property
     def in_delivery(self) -> int:
         """Works that end by themselves when the ingesters answer."""
-        return sum(1 for w in self.works.values() if w.stage in (Stage.VERIFYING, Stage.DELIVERING, Stage.ENDING))
+        # A copy, made in one step: other threads ask too.
+        return sum(1 for w in list(self.works.values()) if w.stage in (Stage.VERIFYING, Stage.DELIVERING, Stage.ENDING))
 
     # --- identity -------------------------------------------------------------------------------------------------------
 
     def _resolve(self, work: Work, *, force: bool) -> None:
         work.stage = Stage.RESOLVING
+        if not self._accepting:
+            return self._release(work, None)
         self._resolving += 1
         self.resolves.ask(work.did, force=force, then=lambda answer: self._resolved_work(work, answer))
+        return None
 
     def _resolved_row(self, row: RepoRow, answer: m.Resolved) -> None:
         """The first resolution of a discovered repo."""
-        if row.did not in self._keeper.rows:
+        if self._keeper.rows.get(row.did) is not row:
             return
         now = self._clock.now()
         identity = _identity(answer)
@@ -349,6 +368,7 @@ class Pipeline:
             return self._give_back(work)
         identity = _identity(answer)
         suspected, work.suspected = work.suspected, None
+        status, work.suspected_status = work.suspected_status, None
         if answer.reason == "did_tombstoned":
             return self._not_active(work, "deleted", answer.text or "")
         if identity is None or not identity.pds or not identity.signing_key:
@@ -361,6 +381,8 @@ class Pipeline:
             log.info("repo_moved", did=work.did, host=work.host, to=identity.pds)
             work.row.host = identity.pds
             return self._release(work, identity)
+        if suspected is not None and status is not None:
+            return self._not_active(work, status, suspected.text)  # it lives nowhere else
         if suspected is not None and (before is None or before.signing_key == identity.signing_key):
             return self._fail(work, suspected)
         self.downloads.add(work)
@@ -390,23 +412,21 @@ class Pipeline:
         if work is None:
             return None
         self.totals.fetch_outcomes[message.reason] += 1
-        if work.row.state is not RepoState.ACTIVE:
-            return self._check_failed(work, message)
         if work.over:
             return self._give_back(work)
+        if work.is_check:
+            return self._check_failed(work, message)
         retry_after = message.facts[3] if message.facts else None
         failure = Failure(
             reason=message.reason, blame=Blame(message.blame), text=message.text, retry_after_s=retry_after
         )
         self._free_car(work)
         if message.reason in MOVED and not self._identity_is_fresh(work):
-            work.suspected = failure
+            work.suspected, work.suspected_status = failure, _status_of(message)
             return self._resolve(work, force=True)
-        if message.account_status is not None:
-            return self._not_active(work, message.account_status, message.text)
-        if message.reason == "repo_not_found":
-            # Its own document names this host, and the host does not have it: the account was deleted there.
-            return self._not_active(work, "deleted", message.text)
+        status = _status_of(message)
+        if status is not None:
+            return self._not_active(work, status, message.text)
         return self._fail(work, failure)
 
     def _ended_download(self, job: int, facts: list[Any] | None, outcome: Outcome) -> Work | None:
@@ -491,9 +511,11 @@ class Pipeline:
     def _not_active(self, work: Work, status: str, text: str) -> None:
         """Its host says that the account is not active: no failure; told to the ingesters when it differs."""
         row = work.row
+        was = row.state
         self._keeper.apply(row, Event.NOT_ACTIVE, status or "inactive", text)
         row.attempts, row.check_due = 0, None
-        self.totals.inactive += 1
+        if was is not RepoState.INACTIVE:
+            self.totals.inactive += 1
         if status_differs(row, active=False, status=status):
             self.snapshots.set_status_to_tell(row, active=False, status=status)
         self._free_car(work)
@@ -549,12 +571,13 @@ class Pipeline:
         if work is None:
             return None
         row = work.row
-        if row.check_due == "status" and message.active is False:
+        if message.active is False:
             return self._not_active(work, message.status or "deactivated", "")
         if row.state is RepoState.INACTIVE:
             row.next_attempt_at = self._clock.now()
             self._keeper.apply(row, Event.ACTIVE_AGAIN)
-        elif message.rev is not None and message.rev > (row.rev or ""):
+        elif message.rev is not None and message.rev > max(row.rev or "", row.rev_heard or ""):
+            # A rev that was heard of before is above ours only when its host kept giving an older copy: it had its chances.
             row.rev_heard = max(row.rev_heard or "", message.rev)
             row.next_attempt_at = self._clock.now()
             self._keeper.apply(row, Event.OUTDATED, "newer_rev")
@@ -563,16 +586,35 @@ class Pipeline:
         return None
 
     def _check_failed(self, work: Work, message: m.FetchFailed) -> None:
-        row = work.row
+        row, now = work.row, self._clock.now()
         if message.account_status is not None:
             return self._not_active(work, message.account_status, message.text)
-        if message.reason == "repo_not_found":
-            # Perhaps it moved: the fetch path finds out, with a fresh identity.
-            row.check_due, row.next_attempt_at = None, self._clock.now()
-            event = Event.ACTIVE_AGAIN if row.state is RepoState.INACTIVE else Event.OUTDATED
-            self._keeper.apply(row, event, "repo_not_found", message.text)
-        self._end_check(work)
+        verdict = judge(
+            Failure(reason=message.reason, blame=Blame(message.blame), text=message.text),
+            attempts=0,
+            host_answers=self._hosts.answered_recently(work.host),
+            host_silent_s=self._hosts.silent_s(work.host),
+            policy=self._policy,
+            now=now,
+        )
+        if verdict.event is Event.RELEASED:
+            self._end_check(work)  # the mark stays: asked again later
+        else:
+            work.over = True
+            self._give_back(work)
+            self._fetch_instead(row, verdict.reason, message.text)
         return None
+
+    def _fetch_instead(self, row: RepoRow, reason: str, text: str) -> None:
+        """A check cannot be answered (the repo moved, or its host is gone): a fetch finds out what that means, and its attempts end."""
+        row.check_due, row.next_attempt_at, row.attempts = None, self._clock.now(), 0
+        event = Event.ACTIVE_AGAIN if row.state is RepoState.INACTIVE else Event.OUTDATED
+        self._keeper.apply(row, event, reason, text)
+        self._keeper.store(row, then=lambda _state: self._keeper.forget(row))
+
+    def _is_given_up(self, host: str) -> bool:
+        policy = self._policy
+        return policy.give_up_on_silent_hosts and self._hosts.silent_s(host) > policy.max_retries * policy.breaker_s
 
     def _end_check(self, work: Work) -> None:
         work.over = True
@@ -594,6 +636,14 @@ class Pipeline:
     def _note_failure(self, did: str, reason: str, text: str) -> None:
         self.totals.failures[reason] += 1
         self.last_failures.append((self._clock.now(), did, reason, text))
+
+
+def _status_of(message: m.FetchFailed) -> str | None:
+    """Return the account status that a refusal of getRepo means, or None."""
+    if message.account_status is not None:
+        return message.account_status
+    # When its own document names this host, and the host does not have it, the account was deleted there.
+    return "deleted" if message.reason == "repo_not_found" else None
 
 
 def _identity(answer: m.Resolved) -> Identity | None:

@@ -57,12 +57,12 @@ class ResolveQueue:
     def pump(self, now: float) -> float | None:
         """Send what may be sent at `now` (monotonic); return when more could be, or None."""
         while self._queue and self._in_flight < self._limit:
-            if now < self._silent_until:
-                return self._silent_until
             did = self._queue[0]
-            counts = not did.startswith("did:web:")  # those are other hosts, one document each
-            if counts and not self._bucket.try_take(now):
-                return self._bucket.ready_at(now)
+            if _asks_directory(did):
+                if now < self._silent_until:
+                    return self._silent_until
+                if not self._bucket.try_take(now):
+                    return self._bucket.ready_at(now)
             lookup = self._lookups[did]
             seat = self._send(Resolve(did, lookup.force))
             if seat is None:
@@ -73,12 +73,13 @@ class ResolveQueue:
         return None
 
     def answered(self, message: Resolved, now: float) -> None:
-        """Hand an answer to everybody who waits for it; a 429 silences the queue for as long as it says."""
-        lookup = self._lookups.pop(message.did, None)
+        """Hand an answer to everybody who waits for it; a 429 of the directory silences it for as long as it says."""
+        lookup = self._lookups.get(message.did)
         if lookup is None or not lookup.sent:
             return
+        del self._lookups[message.did]
         self._in_flight -= 1
-        if message.retry_after_s is not None:
+        if message.retry_after_s is not None and _asks_directory(message.did):
             self._silent_until = max(self._silent_until, now + message.retry_after_s)
         for then in lookup.waiting:
             then(message)
@@ -90,3 +91,8 @@ class ResolveQueue:
                 lookup.sent = False
                 self._in_flight -= 1
                 self._queue.appendleft(did)
+
+
+def _asks_directory(did: str) -> bool:
+    """The documents of did:web are other hosts', one each: their limits say nothing about the directory."""
+    return not did.startswith("did:web:")

@@ -31,6 +31,8 @@ CHECKS_EVERY_S = 1.0
 RETRIES_AT_A_TIME = 5000
 CHECKS_AT_A_TIME = 200
 TELLS_AT_A_TIME = 500
+# Repos that wait for an ingester to hear that they are inactive hold nothing but memory: this bounds it (about 2 KB each).
+MOST_IN_WORK = 20_000
 
 
 class Tasks(Protocol):
@@ -63,7 +65,13 @@ class Scheduler:
         self._asked: set[str] = set()
         self._next: dict[str, float] = {}
         self._checked_up_to = ""
+        self._told_up_to: str | None = None  # None: there is nothing to tell again
         self.paused = False
+
+    @property
+    def is_claiming(self) -> bool:
+        """Is a claim on its way, whose repos nobody has seen yet?"""
+        return "claim" in self._asked
 
     @property
     def is_asking(self) -> bool:
@@ -75,6 +83,7 @@ class Scheduler:
         if self.paused:
             return
         now = self._clock.monotonic()
+        self._tell_more()
         self._claim(now)
         self._look_for_discovered(now)
         self._every("retries", RETRIES_EVERY_S, now, self._requeue_due)
@@ -89,7 +98,7 @@ class Scheduler:
 
     def _claim(self, now: float) -> None:
         room = self._room - self._pipeline.downloads.queued - self._pipeline.resolves_of_claimed
-        if room < max(1, self._room // 4):
+        if room < max(1, self._room // 4) or self._pipeline.in_work >= MOST_IN_WORK:
             return
         # The list goes stale by our own claims; asking again is cheap when it has run empty.
         if not self._due_hosts or now - self._due_hosts_at > DUE_HOSTS_EVERY_S:
@@ -150,14 +159,17 @@ class Scheduler:
         if backlog >= RESOLVES_IN_FLIGHT * 2 or now < self._next.get("discovered", 0.0):
             return
         limit = RESOLVES_IN_FLIGHT * 4 + backlog
+        if self._pipeline.in_work >= MOST_IN_WORK:
+            return
 
         def found(rows: list[RepoRow]) -> None:
             new = [row for row in rows if row.did not in self._keeper.rows]
+            # Those that are in work are discovered in the database until they are stored.
             if not new:
                 self._next["discovered"] = self._clock.monotonic() + LOOK_EVERY_S
             self._pipeline.discovered(new)
 
-        self._ask("discovered", lambda cur: repos.unresolved(cur, self._clock.now(), limit), found)
+        self._ask_rows("discovered", lambda cur: repos.unresolved(cur, self._clock.now(), limit), found)
 
     def _requeue_due(self) -> None:
         def done(moved: repos.Transitions) -> None:
@@ -175,20 +187,27 @@ class Scheduler:
             self._checked_up_to = rows[-1].did if len(rows) == CHECKS_AT_A_TIME else ""
             if self._checked_up_to:
                 self._next.pop("checks", None)
-            self._pipeline.check(rows)
 
-        self._ask("checks", lambda cur: repos.checks_due(cur, CHECKS_AT_A_TIME, after=after), found)
+        self._ask_rows(
+            "checks", lambda cur: repos.checks_due(cur, CHECKS_AT_A_TIME, after=after), self._pipeline.check, found
+        )
 
     def look_for_tells(self) -> None:
         """At start: statuses that were stored and never acknowledged are told again."""
 
-        def found(rows: list[RepoRow]) -> None:
-            self._pipeline.tell_again(rows)
-            if rows:
-                after = rows[-1].did
-                self._ask("tells", lambda cur: repos.tells_due(cur, TELLS_AT_A_TIME, after=after), found)
+        self._told_up_to = ""
 
-        self._ask("tells", lambda cur: repos.tells_due(cur, TELLS_AT_A_TIME), found)
+    def _tell_more(self) -> None:
+        after = self._told_up_to
+        if after is None or self._pipeline.in_work >= MOST_IN_WORK:
+            return
+
+        def note(rows: list[RepoRow]) -> None:
+            self._told_up_to = rows[-1].did if rows else None
+
+        self._ask_rows(
+            "tells", lambda cur: repos.tells_due(cur, TELLS_AT_A_TIME, after=after), self._pipeline.tell_again, note
+        )
 
     # --- small --------------------------------------------------------------------------------------------------------------
 
@@ -202,6 +221,28 @@ class Scheduler:
             then(result)
 
         self._tasks.submit(name, ask, answered)
+
+    def _ask_rows(
+        self,
+        name: str,
+        ask: Callable[[Cursor], list[RepoRow]],
+        then: Callable[[list[RepoRow]], None],
+        note: Callable[[list[RepoRow]], None] | None = None,
+    ) -> None:
+        """Ask for rows as they are stored, which is not always as we know them: `then` gets those that are not older than that.
+
+        `note` gets them all.
+        """
+        if name in self._asked:
+            return
+        look = self._keeper.begin_look()
+
+        def answered(rows: list[RepoRow]) -> None:
+            if note is not None:
+                note(rows)
+            then(self._keeper.end_look(look, rows))
+
+        self._ask(name, ask, answered)
 
     def _every(self, name: str, interval_s: float, now: float, do: Callable[[], None]) -> None:
         if now >= self._next.get(name, 0.0):

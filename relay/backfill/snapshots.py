@@ -28,6 +28,8 @@ from relay.store.repos import RepoRow
 
 log = get_logger(__name__)
 
+DEAD_AT_A_TIME = 500
+
 
 class Refusal(Protocol):
     """An operation that an ingester will never take, or that cannot be sent at all."""
@@ -144,14 +146,13 @@ class Snapshots:
             return None  # nothing to send: no BEGIN, no END; JobDone follows
         row.rev_begun = message.rev
         row.touched = True
-        if row.told_active is False:
+        if status_differs(row, active=True, status=""):
             self.set_status_to_tell(row, active=True, status="")
         self._keeper.store(row, urgent=True, then=lambda _state: self._begin(work))
         return None
 
     def operations_ready(self, work: Work, seat: int, message: OperationsReady) -> None:
-        if message.slot >= 0:
-            self._seats.filled(seat, message.slot)
+        self._seats.filled(seat, message.slot)
         work.held.append(message)
         self._offer(work)
 
@@ -193,12 +194,9 @@ class Snapshots:
             piece = work.held[0]
             seat, slot = work.seat, piece.slot
             assert seat is not None
-            if slot >= 0:
-                payload: bytes | memoryview = self._operations.view(slot, piece.size)
-                copied = _Copied(self._copied, seat, slot)
-            else:
-                assert piece.inline is not None
-                payload, copied = piece.inline, None
+            payload: bytes | memoryview = (
+                piece.inline if piece.inline is not None else self._operations.view(slot, piece.size)
+            )
             if not self._outlet.offer(
                 did=work.did,
                 rev=work.verified.rev,
@@ -206,7 +204,7 @@ class Snapshots:
                 payload=payload,
                 operations=piece.operations,
                 token=_Piece(self, work),
-                copied=copied,
+                copied=_Copied(self._copied, seat, slot),
             ):
                 self._blocked[work.number] = work
                 return
@@ -218,7 +216,7 @@ class Snapshots:
         """Send nothing more of it; what is on its way is acknowledged in vain."""
         self._blocked.pop(work.number, None)
         for piece in work.held:
-            if piece.slot >= 0 and work.seat is not None:
+            if work.seat is not None:
                 self._seats.copied(work.seat, piece.slot)
         work.held.clear()
         if work.unacknowledged:
@@ -252,6 +250,10 @@ class Snapshots:
             reason=refusal.reason, ingester=refusal.ingester, message=refusal.message,
         )  # fmt: skip
         work.dead.append(letter)
+        if work.over or len(work.dead) >= DEAD_AT_A_TIME:
+            # An ingester that refuses everything must not fill the memory with letters; and a work that is over stores no more.
+            letters, work.dead = work.dead, []
+            self._keeper.store_letters(letters)
         if kind in (OpType.REPO_BEGIN, OpType.REPO_END, OpType.ACCOUNT) and not work.over:
             text = f"{refusal.ingester} refused {kind.name}: {refusal.message}"
             self._give_up(work, Failure(reason="rejected", blame=Blame.OPERATOR, text=text))

@@ -11,6 +11,11 @@ from relay.errors import Blame, FetchError
 BUFFER_BYTES = 256 * 1024
 
 
+def spool_name(job: int) -> str:
+    """Return the name of a job's spool file: known to the supervisor too, which removes what a killed fetch process left."""
+    return f"{job}.car"
+
+
 class SpoolFull(FetchError):
     """The disk of the spool folder has no room: nobody's fault but ours, so no attempt is lost; we try again later."""
 

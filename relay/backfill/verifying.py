@@ -27,6 +27,12 @@ class _Seat:
     done: int = 0
     busy: set[int] = field(default_factory=set)  # filled by the worker, not yet copied by a sender
     to_free: list[int] = field(default_factory=list)
+    moved_at: float = 0.0  # the worker was given something to do, or showed that it does it; monotonic seconds
+
+    @property
+    def is_starved(self) -> bool:
+        """Is there no slot that the worker could fill? Then it stands still because of us."""
+        return len(self.busy) + len(self.to_free) >= len(self.slots)
 
 
 class WorkerSeats:
@@ -37,6 +43,7 @@ class WorkerSeats:
             _Seat(number, range(number * slots_per_seat, (number + 1) * slots_per_seat)) for number in range(seats)
         ]
         self._send = send
+        self._now = 0.0  # of the last pump: near enough for judging who hangs
         self.queue: deque[Work] = deque()
 
     @property
@@ -58,6 +65,7 @@ class WorkerSeats:
         """A process sits down: it may fill every slot of the seat that nobody reads any more."""
         seat = self._seats[seat_number]
         seat.alive = True
+        seat.moved_at = self._now
         seat.to_free = []
         self._send(seat_number, FreeSlots([slot for slot in seat.slots if slot not in seat.busy]))
 
@@ -70,6 +78,7 @@ class WorkerSeats:
 
     def pump(self, now: float, make: Callable[[Work], VerifyRepo]) -> None:
         """Hand out what waits, to the least loaded workers first."""
+        self._now = now
         while self.queue:
             seat = min((s for s in self._seats if s.alive), key=lambda s: len(s.jobs), default=None)
             if seat is None or len(seat.jobs) >= JOBS_AHEAD:
@@ -77,15 +86,23 @@ class WorkerSeats:
             work = self.queue.popleft()
             if work.over:
                 continue
-            work.stage, work.seat = Stage.VERIFYING, seat.number
+            # It may have been verified before, with another key.
+            work.stage, work.seat, work.produced, work.failure = Stage.VERIFYING, seat.number, False, None
+            if not self._send(seat.number, make(work)):
+                # It is gone, and we have not heard of it yet: it never saw this job, so the job is not to blame.
+                work.stage, work.seat = Stage.FETCHED, None
+                self.queue.appendleft(work)
+                seat.alive = False
+                continue
             seat.jobs.append(work)
             if len(seat.jobs) == 1:
-                work.started_at = now
-            self._send(seat.number, make(work))
+                work.started_at = seat.moved_at = now
 
     def filled(self, seat_number: int, slot: int) -> None:
         """The worker has written into a slot: it is busy until `copied`."""
-        self._seats[seat_number].busy.add(slot)
+        seat = self._seats[seat_number]
+        seat.busy.add(slot)
+        seat.moved_at = self._now
 
     def copied(self, seat_number: int, slot: int) -> None:
         """The bytes of a slot are copied, or not wanted any more."""
@@ -98,6 +115,8 @@ class WorkerSeats:
         """Give copied slots back to their workers, one message each."""
         for seat in self._seats:
             if seat.to_free:
+                if seat.is_starved:
+                    seat.moved_at = self._now  # from here on it can go on
                 self._send(seat.number, FreeSlots(seat.to_free))
                 seat.to_free = []
 
@@ -108,6 +127,7 @@ class WorkerSeats:
         if work in seat.jobs:
             seat.jobs.remove(work)
             seat.done += 1
+        seat.moved_at = now
         if seat.jobs:
             seat.jobs[0].started_at = now
 
@@ -116,5 +136,12 @@ class WorkerSeats:
             self._send(work.seat, CancelJob(work.number))
 
     def overdue(self, now: float, limit_s: Callable[[Work], float]) -> list[int]:
-        """Return the seats whose job in hand has taken longer than it may."""
-        return [s.number for s in self._seats if s.alive and s.jobs and now - s.jobs[0].started_at > limit_s(s.jobs[0])]
+        """Return the seats whose worker has not moved for longer than its job may take.
+
+        One that has no slot to fill waits for the ingesters or the database: that may take for ever, and is nobody's fault here.
+        """
+        return [
+            s.number
+            for s in self._seats
+            if s.alive and s.jobs and not s.is_starved and now - s.moved_at > limit_s(s.jobs[0])
+        ]

@@ -35,7 +35,9 @@ class Work:
     stage: Stage = Stage.RESOLVING
     identity: Identity | None = None
     identity_is_new: bool = False  # resolved for this very work: asking again would tell nothing new
+    is_check: bool = False  # no claim: its host is only asked for the newest rev or the status
     suspected: Failure | None = None  # a failure that a fresh identity may explain away
+    suspected_status: str | None = None  # likewise an account status
     started_at: float = 0.0  # monotonic seconds at which the stage's job was handed to a child
     fetched_at_us: int = 0
     slot: int | None = None  # CAR slot

@@ -147,12 +147,12 @@ class Worker:
         self._send(m.Verified(job.job, snapshot.rev, bytes(snapshot.data), snapshot.records, _refused(snapshot)))
         for chunk in snapshot.chunks():
             payload = b"".join(chunk.parts)
-            if len(payload) > self._operations.slot_bytes:
-                # One operation larger than a slot: rare, bounded by max_operation_bytes, so it may go by the pipe.
-                self._check_cancelled(job.job)
-                self._send(m.OperationsReady(job.job, -1, len(payload), chunk.operations, payload))
-                continue
             slot = self._free_slot(job.job)
+            if len(payload) > self._operations.slot_bytes:
+                # One operation larger than a slot: rare, bounded by max_operation_bytes, so it may go by the pipe. The slot that it
+                # holds meanwhile is the back pressure.
+                self._send(m.OperationsReady(job.job, slot, len(payload), chunk.operations, payload))
+                continue
             self._operations.view(slot, len(payload))[:] = payload
             self._send(m.OperationsReady(job.job, slot, len(payload), chunk.operations, None))
 

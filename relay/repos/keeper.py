@@ -29,6 +29,9 @@ class Keeper:
         self.counts: Counter[RepoState] = Counter()
         self.targets: Counter[RepoState] = Counter()
         self.waiting = 0  # changes put and not yet told as stored
+        self._claimed_meanwhile: set[str] = set()  # claimed in the database while we were still busy with them
+        self._looks: dict[int, set[str]] = {}  # a question that is out -> the DIDs forgotten since it was asked
+        self._looked = 0
 
     def adopt(self, rows: Iterable[RepoRow]) -> list[RepoRow]:
         """Take rows that were just claimed or loaded; those already in work are left out: they are older than what we know."""
@@ -37,11 +40,28 @@ class Keeper:
             self.rows[row.did] = row
         return fresh
 
+    def begin_look(self) -> int:
+        """A question to the database goes out whose answer has rows; to be ended with `end_look` when the answer is here."""
+        self._looked += 1
+        self._looks[self._looked] = set()
+        return self._looked
+
+    def end_look(self, look: int, rows: Iterable[RepoRow]) -> list[RepoRow]:
+        """Leave out the rows of an answer that may be older than what was stored, and forgotten, since the question."""
+        forgotten = self._looks.pop(look)
+        return [row for row in rows if row.did not in forgotten]
+
     def claimed(self, rows: Iterable[RepoRow]) -> list[RepoRow]:
-        """Take rows that a claim has already stored as active."""
+        """Take rows that a claim has already stored as active.
+
+        A repo that is still in work can be among them: what we know as not yet stored may be so already, and others make repos
+        pending too. Such a claim is given back when we are through with the repo: nobody else would.
+        """
         rows = list(rows)
         for row in rows:
             self._count(row, RepoState.PENDING, row.state)
+            if row.did in self.rows:
+                self._claimed_meanwhile.add(row.did)
         return self.adopt(rows)
 
     def moved(self, transitions: Mapping[tuple[RepoState, RepoState], int], *, of_batch: bool) -> None:
@@ -78,6 +98,11 @@ class Keeper:
             Change(row=row, identity=identity, dead=dead or [], operations=operations, urgent=urgent, then=then)
         )
 
+    def store_letters(self, dead: list[DeadLetter]) -> None:
+        """Have dead letters stored and nothing else: the row may belong to another attempt by now."""
+        self.waiting += 1
+        self._checkpointer.put(Change(dead=dead))
+
     def stored(self, message: Stored) -> None:
         """Take the checkpointer's word, count what it stored differently, and run what waited for it."""
         for did, state in message.corrected.items():
@@ -92,7 +117,17 @@ class Keeper:
 
     def forget(self, row: RepoRow) -> None:
         """Drop a row from memory: it is stored, and nothing of it is in work."""
-        self.rows.pop(row.did, None)
+        if self.rows.get(row.did) is not row:
+            return
+        if row.did in self._claimed_meanwhile:
+            self._claimed_meanwhile.discard(row.did)
+            row.state = RepoState.ACTIVE  # so the claim has stored it
+            self.apply(row, Event.RELEASED, row.reason, row.last_error)
+            self.store(row, then=lambda _state: self.forget(row))
+            return
+        del self.rows[row.did]
+        for forgotten in self._looks.values():
+            forgotten.add(row.did)
 
     def _count(self, row: RepoRow, old: RepoState, new: RepoState) -> None:
         if old is new:
