@@ -337,13 +337,20 @@ class BackfillRun:
         if machine.pipeline.in_work or machine.keeper.rows or machine.keeper.waiting:
             return
         self._finish_asked = True
+        nothing_is_claimed = not machine.scheduler.is_claiming
+
+        def ask(cursor: Cursor) -> int:
+            if nothing_is_claimed and repos.reset_active(cursor):
+                # A claim whose commit broke with its connection may have taken place: nobody knows of these repos.
+                log.warning("forgotten_claims_released")
+            return repos.unfinished_of_batch(cursor, batch)
 
         def answer(unfinished: int) -> None:
             self._finish_asked = False
             if unfinished == 0 and not machine.pipeline.in_work and not machine.keeper.rows:
                 self._finished = True
 
-        machine.tasks.submit("unfinished", lambda cur: repos.unfinished_of_batch(cur, batch), answer)
+        machine.tasks.submit("unfinished", ask, answer)
 
     def _recount(self, machine: Machine, batch: int) -> None:
         """Take the counts from the database: at start, then now and then, seldom where counting is dear.

@@ -130,6 +130,7 @@ class Machine:
             fetch_timeout_s=settings.backfiller.fetch_timeout_sec,
             verify_signatures=settings.verify.signatures,
             copied=self._copied,
+            spool_dir=spool_dir,
         )
         self.scheduler = Scheduler(
             pipeline=self.pipeline,
@@ -168,6 +169,8 @@ class Machine:
         while calm and self.engine.is_alive() and time.monotonic() < deadline:
             if self.pipeline.in_delivery == 0 and self.keeper.waiting == 0:
                 break
+            if not self.checkpointer.is_alive():
+                break  # fenced, perhaps: nothing more can be stored, so nothing more may go out
             self.engine.stopping.wait(0.02)
         calm = self.pipeline.in_delivery == 0
         self.tasks.request_stop()
@@ -177,12 +180,13 @@ class Machine:
         self._call(lambda: None, store_by)
         self.checkpointer.request_stop()
         stored = self.checkpointer.join(store_by)
-        self._call(lambda: self.children.stop(time.monotonic() + 2.0), store_by + 3.0)
+        stopped = self._call(lambda: self.children.stop(time.monotonic() + 2.0), store_by + 3.0)
         self.engine.request_stop()
         ended = self.engine.join(store_by + 4.0)
         self.delivery.join(time.monotonic() + 2.0)
         self.tasks.join(time.monotonic() + 2.0)
-        if not ended:
+        if not (ended and stopped):
+            # The engine died, or hangs: nobody else ends them, and they ignore every signal but SIGKILL.
             self.children.stop(time.monotonic() + 1.0)
         self.engine.close()
         self.cars.close()
