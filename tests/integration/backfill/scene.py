@@ -131,6 +131,11 @@ class Scene:
             cur.execute(query)
             return cur.fetchall()
 
+    def change(self, statement: str) -> None:
+        """Change the relay's database behind its back, as time would."""
+        with closing(psycopg2.connect(self.dsn)) as connection, connection, connection.cursor() as cur:
+            cur.execute(statement)
+
     def delivered(self) -> dict[str, Delivered]:
         return read_sink(self.sink)
 
