@@ -23,6 +23,7 @@ from relay.atproto.nsid_filter import NsidFilter
 from relay.cluster.leases import Lease
 from relay.config.schema import Settings
 from relay.discovery.listing import Enumeration, EnumerationResult
+from relay.discovery.pages import PagePolicy
 from relay.discovery.sink import StoreSink
 from relay.errors import RelayError, StoreError, StoreFenced
 from relay.ipc.child import stop_forkserver
@@ -243,6 +244,7 @@ class BackfillRun:
                     took=lambda result, uncovered: machine.engine.post(lambda: self._took(machine, result, uncovered)),
                 ),
                 batch=batch,
+                policy=PagePolicy.from_settings(settings.relay),
                 on_stop=fetcher.abort,
             ),
             self._targets,

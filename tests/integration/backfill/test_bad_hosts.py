@@ -72,7 +72,9 @@ def test_addresses_that_are_not_public_are_refused_unless_the_operator_names_the
     assert not scene.delivered()
 
     lying, *_ = named = sorted(_of_host(scene, 0))
-    plan = scene.network.set_faults([Fault(kind=FaultKind.REDIRECT, endpoint="getRepo", did=lying, text=scene.network.host_urls[1])])
+    plan = scene.network.set_faults(
+        [Fault(kind=FaultKind.REDIRECT, endpoint="getRepo", did=lying, text=scene.network.host_urls[1])]
+    )
     scene.backfill("--host", scene.network.host_urls[0], code=3)
     rows = scene.rows()
     assert plan.fired() == {"redirect": 1}

@@ -33,7 +33,11 @@ def test_a_filter_that_matches_nothing_sends_nothing_and_a_wider_one_fetches_aga
 def test_a_collection_names_the_repos_that_hold_it_and_filters_their_records(make_scene: MakeScene) -> None:
     scene = make_scene(accounts=15, median_records=12)
     _without_filter(scene)
-    holders = {account.did for account in scene.network.truth() if any(path.startswith(f"{FOLLOW}/") for path in account.records)}
+    holders = {
+        account.did
+        for account in scene.network.truth()
+        if any(path.startswith(f"{FOLLOW}/") for path in account.records)
+    }
     assert 0 < len(holders) < 15, f"{len(holders)} of 15 hold it: this proves nothing"
     scene.backfill("--collection", FOLLOW)
     assert set(scene.rows()) == holders
