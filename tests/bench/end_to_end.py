@@ -134,7 +134,16 @@ def reference_loop(block_bytes: int = 231, blocks: int = 200_000) -> float:
 @contextmanager
 def ingester(sink: str) -> Iterator[tuple[str, int]]:
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "bin/relay"), "ingester", "--listen", "127.0.0.1:0", "--sink", sink, "--stop-with-stdin"],
+        [
+            sys.executable,
+            str(ROOT / "bin/relay"),
+            "ingester",
+            "--listen",
+            "127.0.0.1:0",
+            "--sink",
+            sink,
+            "--stop-with-stdin",
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -149,7 +158,9 @@ def ingester(sink: str) -> Iterator[tuple[str, int]]:
         process.stdout.close()
 
 
-def run_once(name: str, network: SimProcess, *, encoding: str, sink: str, roots: dict[int, str], extra: dict[str, str]) -> None:
+def run_once(
+    name: str, network: SimProcess, *, encoding: str, sink: str, roots: dict[int, str], extra: dict[str, str]
+) -> None:
     with tempfile.TemporaryDirectory(prefix="relay-bench-") as folder, ingester(sink) as (address, ingester_pid):
         environ = {
             **os.environ,
@@ -205,7 +216,9 @@ def main() -> None:
     reference = reference_loop()
     print(f"reference loop: {reference:,.0f} sha256 of 231 bytes a second on one core")
     extra = dict(item.split("=", 1) for item in args.set)
-    spec = WorldSpec(accounts=accounts, hosts=8, seed=3, median_records=170, sigma=1.45, max_records=20_000, inactive_share=0.0)
+    spec = WorldSpec(
+        accounts=accounts, hosts=8, seed=3, median_records=170, sigma=1.45, max_records=20_000, inactive_share=0.0
+    )
     with SimProcess(spec, plain=True, compact=True, start_deadline_s=600) as network:
         print(f"network: {accounts:,} repos, {network.records:,} records ({network.records / accounts:.0f} a repo)")
         roots = {network.pid: "network"}
