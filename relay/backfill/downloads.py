@@ -13,6 +13,9 @@ from relay.backfill.work import Stage, Work
 from relay.ipc.arena import SlotAccount
 from relay.net.gate import HostGate
 
+# What waits longer than this for its host gives its place to repos of other hosts.
+PATIENCE_S = 2.0
+
 
 class Downloads:
     """`send(message) -> seat | None` hands a job to a fetch child; None: none is there."""
@@ -28,6 +31,7 @@ class Downloads:
         self._hosts, self.slots, self._send, self._parallel = hosts, slots, send, parallel
         self._queues: OrderedDict[str, deque[Work]] = OrderedDict()  # hosts take turns
         self.running: dict[int, Work] = {}
+        self.stalled: dict[str, float] = {}  # hosts that will not be ready for long: seconds; the owner takes them out
         self.queued = 0
 
     def add(self, work: Work) -> None:
@@ -68,6 +72,8 @@ class Downloads:
                     return soonest
                 if not self._hosts.try_start(host):
                     wait_s = self._hosts.ready_in_s(host)
+                    if wait_s > PATIENCE_S:
+                        self.stalled[host] = wait_s
                     if wait_s > 0 and (soonest is None or now + wait_s < soonest):
                         soonest = now + wait_s
                     break

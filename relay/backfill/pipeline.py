@@ -277,10 +277,19 @@ class Pipeline:
         now = self._clock.monotonic()
         self.seats.pump(now, self._verify_message)
         soon = [self.resolves.pump(now), self.downloads.pump(now)]
+        self._release_stalled()
         self.snapshots.pump()
         self.seats.flush()
         times = [at for at in soon if at is not None]
         return min(times) if times else None
+
+    def _release_stalled(self) -> None:
+        """A host that has paused us must not hold the places of others: its repos wait in the database."""
+        while self.downloads.stalled:
+            host, wait_s = self.downloads.stalled.popitem()
+            for work in self.downloads.release_host(host):
+                work.row.next_attempt_at = self._clock.now() + wait_s
+                self._release(work, work.identity)
 
     def look_for_stuck_children(self) -> None:
         """A job that takes longer than any job may: its child hangs and is killed, and its death is handled as any other."""
@@ -382,7 +391,11 @@ class Pipeline:
             work.row.host = identity.pds
             return self._release(work, identity)
         if suspected is not None and status is not None:
-            return self._not_active(work, status, suspected.text)  # it lives nowhere else
+            if self._identity_is_fresh(work):
+                return self._not_active(work, status, suspected.text)  # it lives nowhere else
+            # The directory is away and an old document served: what it says now is not known, so nobody is told of a deletion.
+            unknown = Failure(reason="directory_away", blame=Blame.US, text=f"{work.did}: {suspected.text}, perhaps moved")
+            return self._fail(work, unknown)
         if suspected is not None and (before is None or before.signing_key == identity.signing_key):
             return self._fail(work, suspected)
         self.downloads.add(work)
@@ -629,8 +642,9 @@ class Pipeline:
         return None if work is None or work.over else work
 
     def _identity_is_fresh(self, work: Work) -> bool:
-        if work.identity_is_new or work.identity is None:
-            return work.identity_is_new
+        # Also of one that was resolved for this work: it may have waited for its host for an hour since.
+        if work.identity is None:
+            return False
         return self._clock.now() - work.identity.resolved_at < FRESHLY_RESOLVED_S
 
     def _note_failure(self, did: str, reason: str, text: str) -> None:

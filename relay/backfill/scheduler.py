@@ -5,6 +5,7 @@ Lives in the engine's thread; asks the database through `StoreTasks`, one questi
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -57,9 +58,11 @@ class Scheduler:
         room: int,
         per_host: int,
         give_up_silent_s: float | None,
+        rng: random.Random | None = None,
     ) -> None:
         self._pipeline, self._keeper, self._hosts, self._tasks, self._clock = pipeline, keeper, hosts, tasks, clock
         self._room, self._per_host, self._give_up_silent_s = room, per_host, give_up_silent_s
+        self._rng = rng or random.Random()
         self._due_hosts: list[str] = []
         self._due_hosts_at = 0.0
         self._asked: set[str] = set()
@@ -122,6 +125,8 @@ class Scheduler:
             )
 
     def _due(self, hosts: list[str]) -> None:
+        # In the same order each time, the first ones would have the first claim for ever.
+        self._rng.shuffle(hosts)
         self._due_hosts = hosts
         self._due_hosts_at = self._clock.monotonic()
         if self._give_up_silent_s is not None:

@@ -141,7 +141,7 @@ class Machine:
             room=max(CLAIMED_AHEAD, 2 * settings.backfiller.parallel_backfills),
             per_host=max(
                 2 * settings.backfiller.host_connections,
-                min(CLAIMED_AHEAD, int(2 * settings.backfiller.host_requests_per_sec)),
+                min(CLAIMED_AHEAD, int(settings.backfiller.host_requests_per_sec / 2)),
             ),
             give_up_silent_s=policy.max_retries * policy.breaker_s if batch is not None else None,
         )
