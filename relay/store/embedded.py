@@ -311,6 +311,10 @@ class EmbeddedPostgres:
                 text = _failure_text(_read_from(self.folder / "postgres.log", self._log_from))
                 if "No space left" in text:
                     raise StoreAway(f"{self.folder}: the disk is full, the embedded PostgreSQL cannot start: {text}")
+                if process.returncode < 0:  # it did not give up, it was killed: the next start may come through
+                    raise StoreAway(
+                        f"{self.folder}: the embedded PostgreSQL was killed at its start (signal {-process.returncode})"
+                    )
                 raise self._unusable(
                     f"the embedded PostgreSQL ended with code {process.returncode} at its start: {text}"
                 )

@@ -294,22 +294,30 @@ def test_a_place_that_is_no_folder_is_named(short_folder: Path) -> None:
         EmbeddedPostgres(short_folder / "file" / "s").open()
 
 
-def test_a_full_disk_at_a_start_is_waited_for(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = EmbeddedPostgres(short_folder / "s")
+def with_a_program_that(folder: Path, does: str) -> EmbeddedPostgres:
+    """Return the user of a real cluster whose server's program is replaced."""
+    server = EmbeddedPostgres(folder / "s")
     server.open()
     server.close()
-    # A cluster whose server says that the disk is full: its program is replaced, everything else is real.
-    fake = short_folder / "bin"
+    fake = folder / "bin"
     fake.mkdir(mode=0o755)
-    os.chmod(short_folder, 0o755)
+    os.chmod(folder, 0o755)
     (fake / "postgres").write_text(
-        '#!/bin/sh\n[ "$1" = -V ] && { echo "postgres (PostgreSQL) 18.0"; exit 0; }\n'
-        'echo "FATAL:  could not write lock file \\"postmaster.pid\\": No space left on device" >&2\nexit 1\n'
+        f'#!/bin/sh\n[ "$1" = -V ] && {{ echo "postgres (PostgreSQL) 18.0"; exit 0; }}\n{does}\n'
     )
     os.chmod(fake / "postgres", 0o755)
-    server = EmbeddedPostgres(server.folder, bin_folder=fake)
+    return EmbeddedPostgres(server.folder, bin_folder=fake)
+
+
+def test_a_full_disk_at_a_start_is_waited_for(short_folder: Path) -> None:
+    says = 'echo "FATAL:  could not write lock file \\"postmaster.pid\\": No space left on device" >&2\nexit 1'
     with pytest.raises(StoreAway, match="the disk is full"):
-        server.open()
+        with_a_program_that(short_folder, says).open()
+
+
+def test_a_server_that_is_killed_at_its_start_is_waited_for(short_folder: Path) -> None:
+    with pytest.raises(StoreAway, match="was killed at its start"):
+        with_a_program_that(short_folder, "kill -9 $$").open()
 
 
 def test_a_log_that_has_grown_is_set_aside(server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch) -> None:
