@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from relay import __version__
+from relay.deliver.health import Away
+from relay.deliver.segment import IngesterStatus
 from relay.model import Incident, RepoState
-from relay.observe.metrics import Arena, Metrics
+from relay.observe.metrics import Arena, Metrics, Queue
 from relay.observe.rates import EtaMeter, RateMeter
 from relay.observe.status import (
     ErrorView,
@@ -66,7 +68,7 @@ class Observer:
         now = time.monotonic()
         machine, totals = self._machine, self._machine.pipeline.totals
         ingesters = machine.delivery.status()
-        self._judge_phase(ingesters_healthy=sum(each.healthy for each in ingesters), ingesters=len(ingesters))
+        self._judge_phase(ingesters)
         listing = self._listing()
         counts, targets = machine.keeper.counts, machine.keeper.targets
         done = sum(targets[state] for state in FINISHED)
@@ -155,17 +157,19 @@ class Observer:
                 for at, _did, reason, text in list(machine.pipeline.last_failures)[-LAST_ERRORS_SHOWN:]
             ),
         )
-        self._count()
+        self._count(ingesters)
 
-    def _judge_phase(self, *, ingesters_healthy: int, ingesters: int) -> None:
+    def _judge_phase(self, ingesters: Sequence[IngesterStatus]) -> None:
         if self.phase in (Phase.DRAINING, Phase.STOPPED):
             return
         if self.store_away is not None:
             self.phase, self.reason = Phase.WAITING, f"database away: {self.store_away}"
-        elif ingesters and not ingesters_healthy:
-            self.phase, self.reason = Phase.WAITING, "no ingester answers"
-        else:
+        elif any(each.healthy for each in ingesters):
             self.phase, self.reason = Phase.RUNNING, ""
+        elif all(each.reason == Away.STARTING for each in ingesters):
+            self.phase, self.reason = Phase.STARTING, ""
+        else:
+            self.phase, self.reason = Phase.WAITING, "no ingester answers"
 
     def _workers(self) -> tuple[WorkerView, ...]:
         return tuple(
@@ -195,18 +199,25 @@ class Observer:
             Gauge(name="to be stored", used=machine.keeper.waiting),
         )
 
-    def _count(self) -> None:
+    def _count(self, ingesters: Sequence[IngesterStatus]) -> None:
         """Feed the metrics: counters get what was added since the last look."""
         metrics, machine = self._metrics, self._machine
         totals, pipeline = machine.pipeline.totals, machine.pipeline
         metrics.repos({state: max(0, machine.keeper.counts[state]) for state in RepoState})
         metrics.slots(Arena.CAR, pipeline.downloads.slots.in_use, machine.plan.car_slots)
         metrics.slots(Arena.OPERATIONS, pipeline.seats.slots_in_use, machine.plan.operation_slots)
+        metrics.queue(Queue.STORE, machine.keeper.waiting)
+        metrics.queue(Queue.FETCH, pipeline.downloads.queued)
+        metrics.queue(Queue.WORKER, len(pipeline.seats.queue))
+        metrics.queue(Queue.LIVE, sum(each.queued_live for each in ingesters))
+        metrics.queue(Queue.BACKFILL, sum(each.queued_backfill for each in ingesters))
         metrics.records_delivered.inc(self._added("records", totals.records))
         metrics.repo_finished(RepoState.SYNCED, int(self._added("synced", totals.synced)))
         metrics.repo_finished(RepoState.INACTIVE, int(self._added("inactive", totals.inactive)))
         for reason, count in totals.failures.items():
-            for _ in range(int(self._added(f"failure {reason}", count))):
+            added = int(self._added(f"failure {reason}", count))
+            metrics.error(reason, added)
+            for _ in range(added):
                 metrics.repo_failed(reason)
 
     def _added(self, name: str, total: float) -> float:

@@ -39,7 +39,7 @@ def progress_line(snapshot: StatusSnapshot) -> str:
         if number and RepoState(name) not in _QUIET
     ]
     away = sum(not each.healthy for each in snapshot.ingesters)
-    if away:
+    if away and snapshot.phase is not Phase.STARTING:
         parts.append(f"{away} of {len(snapshot.ingesters)} ingesters away")
     if open_incidents := sum(each.closed_at is None for each in snapshot.incidents):
         parts.append(f"{open_incidents} open incidents")
