@@ -38,7 +38,8 @@ class DeadLetter:
 
 
 def add_many(cur: Cursor, letters: Sequence[DeadLetter]) -> None:
-    """Store them, in order."""
+    """Store them, in order. One that was refused before for the same reason is the same letter, with a newer time and rev."""
+    newest = {(each.did, each.collection, each.rkey, each.cid, each.type, each.reason): each for each in letters}
     rows = [
         (
             letter.at,
@@ -56,7 +57,7 @@ def add_many(cur: Cursor, letters: Sequence[DeadLetter]) -> None:
             letter.size,
             letter.operation,
         )
-        for letter in letters
+        for letter in newest.values()
     ]
     if rows:
         execute_values(cur, _SQL["add_many"], rows, template=_AT, page_size=500)

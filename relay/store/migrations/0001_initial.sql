@@ -130,6 +130,9 @@ CREATE TABLE dead_letter (
     operation  bytea
 );
 CREATE INDEX dead_letter_did ON dead_letter (did, id);
+-- The same operation refused again for the same reason is the same letter: a repo is fetched many times.
+CREATE UNIQUE INDEX dead_letter_once ON dead_letter
+    (did, coalesce(collection, ''), coalesce(rkey, ''), coalesce(cid, ''), coalesce(type, ''), reason);
 
 CREATE TABLE incident (
     id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

@@ -1,6 +1,9 @@
--- add_many(rows)      called in the checkpoint's transaction (execute_values)
+-- add_many(rows)      called in the checkpoint's transaction (execute_values); index dead_letter_once
 INSERT INTO dead_letter (at, did, collection, rkey, cid, rev, type, source, reason, message, ingester, attempts, size, operation)
-VALUES %s;
+VALUES %s
+ON CONFLICT (did, coalesce(collection, ''), coalesce(rkey, ''), coalesce(cid, ''), coalesce(type, ''), reason) DO UPDATE
+SET at = excluded.at, rev = excluded.rev, source = excluded.source, message = excluded.message, ingester = excluded.ingester,
+    attempts = dead_letter.attempts + excluded.attempts, size = excluded.size, operation = coalesce(excluded.operation, dead_letter.operation);
 
 -- list_page(before, did, reason, limit) -> all columns but operation      called by `deadletter list`, newest first; primary key
 SELECT id, extract(epoch FROM at)::float8, did, collection, rkey, cid, rev, type, source, reason, message, ingester, attempts, size

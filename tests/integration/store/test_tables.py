@@ -144,10 +144,21 @@ class TestDeadLetters:
 
     def test_deleted_letters_are_gone(self, database: Database) -> None:
         with database.transaction("add") as cur:
-            dead_letters.add_many(cur, [self.letter(), self.letter()])
+            dead_letters.add_many(cur, [self.letter(), self.letter(rkey="3m")])
             ids = [letter.id for letter in dead_letters.list_page(cur)]
             assert dead_letters.delete(cur, [ids[0] or 0, 999]) == 1
             assert [letter.id for letter in dead_letters.list_page(cur)] == ids[1:]
+
+    def test_the_same_operation_refused_again_is_the_same_letter(self, each_database: Database) -> None:
+        with each_database.transaction("add") as cur:
+            dead_letters.add_many(cur, [self.letter(), self.letter(at=NOW + 1, rev="3kb")])
+            dead_letters.add_many(
+                cur, [self.letter(at=NOW + 2, rev="3kc", operation=None), self.letter(reason="oversize")]
+            )
+            newest, oldest = dead_letters.list_page(cur)
+            assert (newest.reason, oldest.reason) == ("oversize", "rejected")
+            assert (oldest.at, oldest.rev, oldest.attempts) == (NOW + 2, "3kc", 10)
+            assert dead_letters.get(cur, [oldest.id or 0])[0].operation == b"\0\1\xff"
 
 
 class TestIncidents:
