@@ -31,10 +31,7 @@ def test_a_host_that_is_gone_is_given_up_with_its_repos_and_a_later_run_takes_th
 
 def test_a_rate_limit_is_obeyed_costs_no_attempt_and_the_batch_ends(make_scene: MakeScene) -> None:
     scene = make_scene(accounts=18, hosts=1)
-    # 429 to everybody for 2 s, told by Retry-After: whoever asks meanwhile is told so again, and counted.
-    scene.network.set_faults([Fault(kind=FaultKind.TOO_MANY, endpoint="getRepo", seconds=2.0, after=4, times=100)])
     scene.network.set_rate_limit(0, limit=12, window_s=3.0)
-    scene.network.set_faults()
     out = scene.backfill("--did", *scene.network.dids())
     rows = scene.rows()
     assert {(row.state, row.attempts) for row in rows.values()} == {("synced", 0)}
@@ -81,3 +78,25 @@ def test_addresses_that_are_not_public_are_refused_unless_the_operator_names_the
     assert (rows[lying].state, rows[lying].reason) == ("quarantined", "private_address")
     assert {rows[did].state for did in named if did != lying} == {"synced"}
     assert not scene.differences(leaving_out=[did for did in scene.network.dids() if did not in named or did == lying])
+
+
+def test_an_old_copy_is_fetched_again_then_taken_and_a_later_run_brings_the_newest(make_scene: MakeScene) -> None:
+    scene = make_scene(accounts=6, sizes=(12,) * 6)
+    old, older, *_ = scene.network.dids()
+    scene.backfill("--did", older)
+    plan = scene.network.set_faults(
+        [Fault(kind=FaultKind.STALE_CAR, endpoint="getRepo", did=did) for did in (old, older)]
+    )
+    scene.network.write(3, [older])  # its old copy is not older than what was delivered: no rollback
+    scene.backfill("--all", code=0)
+    rows = scene.rows()
+    assert rows[old].state == "synced"
+    assert (rows[old].rev or "") < scene.network.world.account(old).rev
+    assert plan.fired()["stale_car"] >= 4, "each is asked once more before an old copy is believed"
+    delivered = scene.delivered()
+    print(plan.fired(), scene.network.traffic.requests(), rows[old], rows[older])
+    assert len(delivered[old].records) == 11
+
+    scene.network.set_faults()
+    scene.backfill("--all")
+    assert not scene.differences()
