@@ -25,7 +25,7 @@ from relay.config.schema import Settings
 from relay.discovery.listing import Enumeration, EnumerationResult
 from relay.discovery.pages import PagePolicy
 from relay.discovery.sink import StoreSink
-from relay.errors import RelayError, StoreError, StoreFenced
+from relay.errors import RelayError, StoreAway, StoreError, StoreFenced
 from relay.ipc.child import stop_forkserver
 from relay.model import RepoState
 from relay.net.address import http_origin
@@ -35,6 +35,7 @@ from relay.net.xrpc import Xrpc
 from relay.observe.log import get_logger
 from relay.observe.metrics import Metrics
 from relay.observe.status import ListingView, Phase, StatusSnapshot
+from relay.runtime.backoff import Backoff
 from relay.runtime.clock import SystemClock
 from relay.runtime.service import ServiceThread
 from relay.runtime.signals import StopSignals
@@ -55,6 +56,7 @@ HEARTBEAT_EVERY_S = 2.0
 RECOUNT_EVERY_S = 30.0
 FINISH_CHECK_S = 0.2
 QUARANTINED_LISTED = 1000
+BOOKS_PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +133,7 @@ class BackfillRun:
         self._recounted_at = 0.0
         self._recount_every_s = 0.0
         self._pages_taken = 0
+        self._patience = threading.Event()  # never set: to wait
         self._counted_whole = False
         self._store_away: dict[str, str] = {}
 
@@ -438,22 +441,39 @@ class BackfillRun:
         result = self._discovery.result
         if result is not None:
             summary.failed_listings = [f"{each.host or each.param}: {each.text}" for each in result.failed]
-        try:
-            with database.transaction("close the books", epoch=lease.epoch) as cursor:
-                summary.counts = repos.count_by_state(cursor, batch)
-                summary.dead_letters = sum(dead_letters.count_by_reason(cursor).values())
-                summary.reasons = repos.reasons_of_batch(cursor, batch)
-                summary.quarantined = [
-                    (row.did, row.reason, row.last_error)
-                    for row in repos.quarantined_of_batch(cursor, batch, QUARANTINED_LISTED)
-                ]
+        deadline = time.monotonic() + (BOOKS_PATIENCE_S if self._finished else 0.0)
+        backoff = Backoff(0.1, 2.0)
+        while True:
+            try:
+                with database.transaction("close the books", epoch=lease.epoch) as cursor:
+                    self._write_books(cursor, batch, instance)
+                break
+            except (StoreError, StoreFenced) as exc:
+                if isinstance(exc, StoreAway) and time.monotonic() < deadline:
+                    log.warning("store_away", reason=str(exc), waiting="close the books")
+                    self._patience.wait(backoff.next_delay_s())
+                    continue
+                log.warning("books_not_closed", reason=str(exc))
                 if self._finished:
-                    batches.finish_batch(cursor, batch, self._clock.now(), json.dumps(summary.counts))
-                instances.unregister(cursor, instance)
-        except (StoreError, StoreFenced) as exc:
-            log.warning("books_not_closed", reason=str(exc))
+                    # Without the counts nobody could say whether some were given up: the exit code must not claim it.
+                    summary.why = f"everything was delivered, but the result cannot be read: {exc}"
+                break
         if result is not None and self._finished and not sum(summary.counts.values()) and result.failed:
             summary.why = f"nothing could be enumerated: {summary.failed_listings[0]}"
+
+    def _write_books(self, cursor: Cursor, batch: int, instance: int) -> None:
+        """Read the result into the summary, and store that the batch is finished."""
+        summary = self._summary
+        summary.counts = repos.count_by_state(cursor, batch)
+        summary.dead_letters = sum(dead_letters.count_by_reason(cursor).values())
+        summary.reasons = repos.reasons_of_batch(cursor, batch)
+        summary.quarantined = [
+            (row.did, row.reason, row.last_error)
+            for row in repos.quarantined_of_batch(cursor, batch, QUARANTINED_LISTED)
+        ]
+        if self._finished:
+            batches.finish_batch(cursor, batch, self._clock.now(), json.dumps(summary.counts))
+        instances.unregister(cursor, instance)
 
 
 class Discovery(ServiceThread):
