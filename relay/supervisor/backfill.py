@@ -450,7 +450,8 @@ class BackfillRun:
                 break
             except (StoreError, StoreFenced) as exc:
                 if isinstance(exc, StoreAway) and time.monotonic() < deadline:
-                    log.warning("store_away", reason=str(exc), waiting="close the books")
+                    if not backoff.failures:
+                        log.warning("store_away", reason=str(exc), waiting="close the books")
                     self._patience.wait(backoff.next_delay_s())
                     continue
                 log.warning("books_not_closed", reason=str(exc))
