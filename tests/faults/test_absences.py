@@ -1,0 +1,126 @@
+"""What the relay needs is away for a while in the middle of a run: it waits, says so, goes on, and loses nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from relay.store.embedded import EmbeddedPostgres
+from tests.faults.stage import Expectation, Stage, ends_within, free_port, kill, lines_with
+from tests.support.processes import Program
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.faults
+
+AWAY_S, LONG_AWAY_S = 4.0, 10.0
+
+
+@pytest.fixture
+def away_s(is_long: bool) -> float:
+    return LONG_AWAY_S if is_long else AWAY_S
+
+
+@pytest.fixture
+def server() -> Iterator[EmbeddedPostgres]:
+    """A PostgreSQL of the test's own: the relay knows its address only, and cannot start it."""
+    with tempfile.TemporaryDirectory(prefix="pg") as folder:
+        server = EmbeddedPostgres(Path(folder) / "s")
+        server.open()
+        yield server
+        server.close()
+
+
+def _under_way(stage: Stage, program: Program) -> None:
+    wait_until(lambda: stage.stored_records() > 0 or not program.is_running(), "records at the ingester")
+    assert program.is_running(), str(program)
+
+
+def test_postgresql_away(
+    world: Expectation, stage: Stage, rng: random.Random, away_s: float, server: EmbeddedPostgres
+) -> None:
+    world.slow_down(0.3)
+    port = free_port()
+    stage.ingester(port)
+    program = stage.backfill(world, INGESTER_ADDRESSES=f"127.0.0.1:{port}", DATABASE_DSN=server.dsn)
+    _under_way(stage, program)
+    assert not ends_within(program, rng.uniform(0.0, 0.5)), str(program)
+    server.close()
+    assert not ends_within(program, away_s), str(program)
+    synced_meanwhile = stage.stored_records()
+    server.open()
+    world.slow_down(0)
+    stage.judge(world, program)
+    assert synced_meanwhile < world.records
+    assert lines_with([program], "store_away") > 0
+    assert lines_with([program], "store_back") > 0
+
+
+def test_postgresql_away_when_the_result_is_read(
+    small_world: Expectation, stage: Stage, server: EmbeddedPostgres
+) -> None:
+    small_world.slow_down(0.3)
+    port = free_port()
+    stage.ingester(port)
+    program = stage.backfill(small_world, INGESTER_ADDRESSES=f"127.0.0.1:{port}", DATABASE_DSN=server.dsn)
+    _under_way(stage, program)
+    with contextlib.closing(psycopg2.connect(server.dsn)) as connection, connection.cursor() as cursor:
+        # Only who opens or closes a batch needs this table: the run comes to its end, and stands still there.
+        cursor.execute("LOCK TABLE batch")
+        small_world.slow_down(0)
+
+        def is_waited_for() -> bool:
+            cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'batch'::regclass")
+            row = cursor.fetchone()
+            return row is not None and row[0] > 0
+
+        wait_until(is_waited_for, "the end of the run")
+        server.close()
+    assert not ends_within(program, 1.0), str(program)
+    server.open()
+    stage.judge(small_world, program)
+    assert lines_with([program], 'waiting="close the books"') > 0
+
+
+def test_ingester_away(world: Expectation, stage: Stage, rng: random.Random, away_s: float) -> None:
+    world.slow_down(0.3)
+    port = free_port()
+    ingester = stage.ingester(port)
+    program = stage.backfill(world, INGESTER_ADDRESSES=f"127.0.0.1:{port}")
+    _under_way(stage, program)
+    assert not ends_within(program, rng.uniform(0.0, 0.5)), str(program)
+    assert kill(ingester.pid)
+    assert not ends_within(program, away_s), "it ended although nobody took what it had"
+    world.slow_down(0)
+    stage.ingester(port)
+    stage.judge(world, program)
+    assert lines_with([program], "1 of 1 ingesters away") > 1  # the first is at the start
+
+
+def test_ingester_that_never_acknowledges_for_a_while(
+    world: Expectation, stage: Stage, rng: random.Random, away_s: float
+) -> None:
+    world.slow_down(0.1)
+    port = free_port()
+    ingester = stage.ingester(port, "never-ack=1")
+    program = stage.backfill(world, INGESTER_ADDRESSES=f"127.0.0.1:{port}", DELIVERY_ACK_TIMEOUT_SEC="1")
+    _under_way(stage, program)
+    assert not ends_within(program, away_s + rng.uniform(0.0, 0.5)), "it ended and nothing was acknowledged"
+    ingester.kill()
+    stage.ingester(port)
+    world.slow_down(0)
+    stage.judge(world, program)
+    assert lines_with([program], "reason=ack_timeout") > 0, str(program)
+
+
+def test_ingester_absent_at_the_start(small_world: Expectation, stage: Stage) -> None:
+    port = free_port()
+    program = stage.backfill(small_world, INGESTER_ADDRESSES=f"127.0.0.1:{port}")
+    program.wait_for_line("waiting .*no ingester answers")
+    stage.ingester(port)
+    stage.judge(small_world, program)

@@ -1,0 +1,130 @@
+"""SIGKILL at random moments, each part of a backfill in turn; started again until it ends by itself, it has lost nothing."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.faults.stage import Expectation, Stage, ends_within, free_port, kill, lines_with, moments
+from tests.support.processes import Program
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.faults
+
+AT_WORK_SHARE = 0.75  # of the kills of a supervisor; the others come while it starts
+
+
+def test_supervisor(expectation: Expectation, stage: Stage, rng: random.Random, kills: int) -> None:
+    expectation.slow_down(0.4 if expectation.refused else 0.25)
+    port = free_port()
+    stage.ingester(port)
+    alive = f"127.0.0.1:{port}"
+    hits, progress = 0, []
+    for pause_s in moments(rng, kills, 1.8):
+        program = stage.backfill(expectation, INGESTER_ADDRESSES=alive)
+        if rng.random() < AT_WORK_SHARE:
+            program.wait_for_line("^metrics: ")
+        if ends_within(program, pause_s):
+            break
+        program.kill()
+        hits += 1
+        progress.append(stage.stored_records())
+    print(f"{hits} kills of a live supervisor; records stored at each: {progress} of {expectation.records}")
+    assert hits >= kills // 2
+    expectation.slow_down(0)
+    stage.judge(expectation, stage.backfill(expectation, INGESTER_ADDRESSES=alive))
+
+
+def test_supervisor_with_its_own_ingester(
+    small_world: Expectation, stage: Stage, rng: random.Random, kills: int
+) -> None:
+    small_world.slow_down(0.3)
+    kills //= 2
+    hits = 0
+    for pause_s in moments(rng, kills, 1.2):
+        program = stage.backfill(small_world)
+        if rng.random() < AT_WORK_SHARE:
+            program.wait_for_line("^metrics: ")
+        if ends_within(program, pause_s):
+            break
+        program.kill()
+        hits += 1
+    assert hits >= kills // 2
+    small_world.slow_down(0)
+    stage.judge(small_world, stage.backfill(small_world))
+
+
+@pytest.mark.parametrize("child", ["relay-worker", "relay-fetch"])
+def test_child(child: str, expectation: Expectation, stage: Stage, rng: random.Random, kills: int) -> None:
+    expectation.slow_down(0.5 if expectation.refused else 0.2)
+    port = free_port()
+    stage.ingester(port)
+    program = stage.backfill(expectation, INGESTER_ADDRESSES=f"127.0.0.1:{port}", RELAY_MAX_RETRIES="5")
+    program.wait_for_line("^metrics: ")
+    hits = 0
+    for pause_s in moments(rng, kills, 0.8):
+        if ends_within(program, pause_s):
+            break
+        hits += _kill_one(stage, program, child, rng)
+    expectation.slow_down(0)
+    stage.judge(expectation, program)
+    print(f"{hits} kills; {lines_with([program], '=worker_died')} repos lost their worker, "
+          f"{lines_with([program], '=fetcher_died')} their download")  # fmt: skip
+    assert hits >= kills // 2
+    assert lines_with([program], "child_died") == hits, str(program)
+
+
+def test_ingester(expectation: Expectation, stage: Stage, rng: random.Random, kills: int) -> None:
+    expectation.slow_down(0.5 if expectation.refused else 0.2)
+    port = free_port()
+    ingester = stage.ingester(port)
+    program = stage.backfill(expectation, INGESTER_ADDRESSES=f"127.0.0.1:{port}")
+    program.wait_for_line("^metrics: ")
+    hits, progress = 0, []
+    for pause_s in moments(rng, kills, 1.0):
+        if hits:  # the first comes whenever it comes, the others when something has been stored
+            wait_until(lambda: stage.stored_records() or not program.is_running(), "records at the ingester")
+        if ends_within(program, pause_s):
+            break
+        ingester.kill()
+        hits += 1
+        progress.append(stage.stored_records())
+        ingester = stage.ingester(port)
+    print(f"{hits} kills; records stored at each: {progress} of {expectation.records}")
+    expectation.slow_down(0)
+    stage.judge(expectation, program)
+    assert hits >= kills // 2
+    assert any(0 < stored < expectation.records for stored in progress), progress
+
+
+@pytest.mark.parametrize("victim", ["postmaster", "backend"])
+def test_postgresql(victim: str, expectation: Expectation, stage: Stage, rng: random.Random, kills: int) -> None:
+    expectation.slow_down(0.5 if expectation.refused else 0.2)
+    port = free_port()
+    stage.ingester(port)
+    program = stage.backfill(expectation, INGESTER_ADDRESSES=f"127.0.0.1:{port}")
+    program.wait_for_line("^metrics: ")
+    victims = stage.backends if victim == "backend" else stage.postmasters
+    hits = 0
+    for pause_s in moments(rng, kills, 1.2):
+        if ends_within(program, pause_s):
+            break
+        wait_until(lambda: victims() or not program.is_running(), f"a {victim}")
+        found = victims()
+        hits += bool(found) and kill(rng.choice(found).pid)
+    print(f"{hits} kills of a {victim}")
+    expectation.slow_down(0)
+    stage.judge(expectation, program)
+    assert hits >= kills // 2
+    assert lines_with([program], "store_away") + lines_with([program], "waits_for_store") > 0, str(program)
+
+
+def _kill_one(stage: Stage, program: Program, child: str, rng: random.Random) -> bool:
+    """Kill one of the children, one that computes if there is any soon; False when the run ended before there was one."""
+    wait_until(lambda: stage.named(child) or not program.is_running(), f"a {child}")
+    children = stage.named(child)
+    if not children:
+        return False
+    busy = [info for info in children if info.state == "R"]
+    return kill(rng.choice(busy or children).pid)
