@@ -19,8 +19,11 @@ help:  ## this list
 setup: $(STAMP)  ## the virtual environment with everything in it
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@command -v $(PYTHON) >/dev/null || { echo "needs Python 3.11, and there is no $(PYTHON): make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "needs Python 3.11 or later: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }
+	@echo "installing into $(VENV), once: about half a minute"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: $(STAMP)  ## a simulated network, the relay and an ingester, compared record by record at the end

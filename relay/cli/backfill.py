@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from relay.atproto.nsid_filter import NsidFilter
 from relay.atproto.syntax import is_nsid
 from relay.cli.exits import Exit
+from relay.config.addresses import http_form
 from relay.config.load import Loaded
 from relay.discovery.targets import load_dids_file, parse_dids
 from relay.errors import ConfigError
@@ -49,6 +51,7 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
     if args.collection and not origin.startswith(("environment", "--")):
         # Whoever asks for a collection wants its records, not what the file says for the service.
         patterns = tuple(args.collection)
+    _check_data_dir(Path(settings.relay.data_dir))
     # The reporter first: a live view takes stderr, and children must inherit what it put there. Nothing with threads or gRPC
     # is imported before the forkserver runs.
     reporter = TerminalReporter(sys.stderr, live=not args.no_progress)
@@ -62,6 +65,17 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
         reporter.ended()
     reporter.summary(summary)
     return exit_code(summary)
+
+
+def _check_data_dir(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigError(
+            f"relay.data_dir: {folder} cannot be made: {exc.strerror} (DATA_DIR names another one)"
+        ) from exc
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"relay.data_dir: nothing can be written in {folder} (DATA_DIR names another one)")
 
 
 def exit_code(summary: Summary) -> Exit:
@@ -85,5 +99,12 @@ def _targets(args: argparse.Namespace) -> Targets:
             raise ConfigError("--collection: not an NSID: " + ", ".join(bad))
         return Targets(collections=tuple(args.collection))
     if args.host:
-        return Targets(hosts=tuple(args.host))
+        return Targets(hosts=tuple(_host(host) for host in args.host))
     return Targets(everything=True)
+
+
+def _host(text: str) -> str:
+    try:
+        return http_form(text)
+    except ValueError as exc:
+        raise ConfigError(f"--host {text}: {exc}") from exc

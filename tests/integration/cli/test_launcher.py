@@ -37,6 +37,35 @@ def test_a_wrong_configuration_is_exit_code_2_with_every_mistake(tmp_path: Path)
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--host", "ftp://pds.example"], "--host ftp://pds.example: scheme ftp://"),
+        (["--did", "did:plc:x"], "--did: not a did:plc or did:web: 'did:plc:x'"),
+        (["--collection", "app.bsky."], "--collection: not an NSID: app.bsky."),
+        (["--dids-file", "/nonexistent/dids"], "/nonexistent/dids: cannot be read"),
+        (["--all"], "nobody to ask"),
+    ],
+    ids=lambda each: each[0],
+)
+def test_targets_that_cannot_be_are_exit_code_2_before_anything_is_started(
+    words: list[str], said: str, tmp_path: Path
+) -> None:
+    result = _run("backfill", *words, DATA_DIR=str(tmp_path), FIREHOSE_HOST="")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_data_folder_that_cannot_be_made_is_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = _run("backfill", "--all", DATA_DIR=str(tmp_path / "file" / "data"))
+    assert result.returncode == 2
+    assert f"relay.data_dir: {tmp_path}/file/data cannot be made" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_config_show_prints_what_is_in_force(tmp_path: Path) -> None:
     result = _run("config", "show", WORKERS="3", DATABASE_DSN="postgresql://u:hunter2@h/d")
     assert result.returncode == 0
