@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 
@@ -126,7 +127,7 @@ class Scene:
             for did, collection, rkey, kind, reason, message, size in self.select(_LETTERS)
         ]
 
-    def select(self, query: str) -> list[tuple[object, ...]]:
+    def select(self, query: str) -> list[tuple[Any, ...]]:
         with closing(psycopg2.connect(self.dsn)) as connection, connection.cursor() as cur:
             cur.execute(query)
             return cur.fetchall()

@@ -181,4 +181,4 @@ def test_everything_that_can_be_wrong_with_a_repo_ends_with_a_state_and_a_reason
 
     # Who reads only the summary knows who was given up, and why.
     for did in [*refused, STRANGER]:
-        assert any(did in line and rows[did].reason in line for line in out.splitlines()), did
+        assert any(did in line and str(rows[did].reason) in line for line in out.splitlines()), did
