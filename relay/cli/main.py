@@ -60,7 +60,8 @@ def entry() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="relay",
-        description="Every record of the AT Protocol collections you want, past and future, pushed to your ingesters.",
+        description="Every record of the AT Protocol collections you want, verified, pushed to your ingesters.",
+        epilog="To see it work: demo. One account into a SQLite file: backfill --did DID. The rest: README.md.",
     )
     parser.add_argument("--version", action="version", version=f"tradr-relay {__version__}")
     _add_common(parser, default=None)
