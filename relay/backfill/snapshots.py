@@ -249,9 +249,12 @@ class Snapshots:
             "operation_refused", did=operation.did, type=kind.name, collection=operation.collection, rkey=operation.rkey,
             reason=refusal.reason, ingester=refusal.ingester, message=refusal.message,
         )  # fmt: skip
+        if work.over:
+            self._keeper.store_letters([letter])  # nothing more is stored with the work
+            return
         work.dead.append(letter)
-        if work.over or len(work.dead) >= DEAD_AT_A_TIME:
-            # An ingester that refuses everything must not fill the memory with letters; and a work that is over stores no more.
+        if len(work.dead) >= DEAD_AT_A_TIME:
+            # An ingester that refuses everything must not fill the memory with letters.
             letters, work.dead = work.dead, []
             self._keeper.store_letters(letters)
         if kind in (OpType.REPO_BEGIN, OpType.REPO_END, OpType.ACCOUNT) and not work.over:
