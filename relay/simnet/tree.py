@@ -7,8 +7,8 @@ Checked against the root CIDs of real repositories. Source: atproto repository s
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from relay.simnet.block import cid_of, link_bytes
@@ -18,14 +18,12 @@ from relay.simnet.block import cid_of, link_bytes
 class Tree:
     """A whole tree: `root` is its top node's CID, `nodes` maps CID to block with every node before those under it.
 
-    `order` is the depth-first order of nodes and records (a record before the subtree to its right), if it was asked for;
-    `proof` the nodes on the search paths that were asked for.
+    `order` is the depth-first order of nodes and records (a record before the subtree to its right), if it was asked for.
     """
 
     root: bytes
     nodes: dict[bytes, bytes]
     order: tuple[bytes, ...] = ()
-    proof: frozenset[bytes] = frozenset()
 
 
 def key_height(key: bytes) -> int:
@@ -40,15 +38,13 @@ def shared_prefix(left: bytes, right: bytes) -> int:
     return size - (differing.bit_length() + 7) // 8
 
 
-def build_tree(entries: Mapping[bytes, bytes], *, proof_of: Iterable[bytes] = (), ordered: bool = False) -> Tree:
+def build_tree(entries: Mapping[bytes, bytes], *, ordered: bool = False) -> Tree:
     """Return the tree of these keys (`collection/rkey`) and record CIDs (36 bytes). About 3 us a record; raises nothing.
 
-    `proof_of`: keys, present or not, whose search paths `Tree.proof` collects; `ordered`: fill `Tree.order`.
+    `ordered`: fill `Tree.order`.
     """
     keys = sorted(entries)
     heights = [key_height(key) for key in keys]
-    sought = sorted(set(proof_of))
-    proof: set[bytes] = set()
     nodes: list[tuple[bytes, bytes]] = []
     order: list[bytes] = []
 
@@ -63,61 +59,61 @@ def build_tree(entries: Mapping[bytes, bytes], *, proof_of: Iterable[bytes] = ()
             order.append(b"")
         cuts = [at for at in range(low, high) if heights[at] == layer]
         first = cuts[0] if cuts else high
-        left = node(low, first, layer - 1)
-        parts: list[bytes] = []
-        previous = b""
+        below = [node(low, first, layer - 1)]
         for number, at in enumerate(cuts):
-            key = keys[at]
             if ordered:
-                order.append(entries[key])
-            below = node(at + 1, cuts[number + 1] if number + 1 < len(cuts) else high, layer - 1)
-            parts.append(_entry(key, shared_prefix(previous, key), entries[key], below))
-            previous = key
-        block = b"\xa2\x61e" + _head(0x80, len(parts)) + b"".join(parts) + b"\x61l" + link_bytes(left)
+                order.append(entries[keys[at]])
+            below.append(node(at + 1, cuts[number + 1] if number + 1 < len(cuts) else high, layer - 1))
+        own = [keys[at] for at in cuts]
+        block = node_block(own, [entries[key] for key in own], below)
         cid = cid_of(block)
         nodes[place] = (cid, block)
         if ordered:
             order[turn] = cid
-        if sought and _any_between(sought, keys[low - 1] if low else None, keys[high] if high < len(keys) else None):
-            proof.add(cid)
         return cid
 
     if not keys:
         block = b"\xa2\x61e\x80\x61l\xf6"
         cid = cid_of(block)
-        return Tree(root=cid, nodes={cid: block}, order=(cid,), proof=frozenset((cid,)))
+        return Tree(root=cid, nodes={cid: block}, order=(cid,))
     root = node(0, len(keys), max(heights))
     assert root is not None
-    return Tree(root=root, nodes=dict(nodes), order=tuple(order), proof=frozenset(proof))
+    return Tree(root=root, nodes=dict(nodes), order=tuple(order))
 
 
-def _any_between(sought: list[bytes], above: bytes | None, below: bytes | None) -> bool:
-    """Whether a search for one of `sought` enters the node between two keys: one found higher up stops there."""
-    at = bisect_right(sought, above) if above is not None else 0
-    return at < len(sought) and (below is None or sought[at] < below)
+def node_block(keys: Sequence[bytes], values: Sequence[bytes], below: Sequence[bytes | None]) -> bytes:
+    """Return the block of a node: its keys in order, their record CIDs, and the CIDs of the subtrees between them.
 
-
-def _entry(key: bytes, prefix: int, value: bytes, below: bytes | None) -> bytes:
-    suffix = key[prefix:]
-    return b"".join(
-        (
+    `below[0]` hangs left of the first key, `below[n + 1]` right of key n; None where there is nothing.
+    """
+    parts: list[bytes] = [b"\xa2\x61e", _head(0x80, len(keys))]
+    previous = b""
+    for key, value, right in zip(keys, values, below[1:], strict=True):
+        prefix = shared_prefix(previous, key)
+        suffix = key[prefix:]
+        parts += (
             b"\xa4\x61k",
             _head(0x40, len(suffix)),
             suffix,
             b"\x61p",
             _head(0x00, prefix),
             b"\x61t",
-            link_bytes(below),
+            link_bytes(right),
             b"\x61v",
             link_bytes(value),
         )
-    )
+        previous = key
+    parts += (b"\x61l", link_bytes(below[0]))
+    return b"".join(parts)
+
+
+_ONE_BYTE = tuple(bytes((number,)) for number in range(256))
 
 
 def _head(major: int, number: int) -> bytes:
     """Return the shortest CBOR head of a major type (its bits in place) and a number below 65536."""
     if number < 24:
-        return bytes((major | number,))
+        return _ONE_BYTE[major | number]
     if number < 256:
         return bytes((major | 24, number))
     return bytes((major | 25, number >> 8, number & 255))

@@ -310,10 +310,10 @@ class World:
 
     def _draw_change(self, account: Account) -> dict[str, Any]:
         rng = self._writer
-        paths = account.repo.records
+        paths = account.repo.paths()
         pick = rng.random()
         if pick < 0.3 and paths:
-            path = rng.choice(list(paths)).decode()
+            path = rng.choice(paths).decode()
             value = {**self._stream_now().next()[2], "$type": path.split("/")[0]}
             return {path: None if pick < 0.15 else value}
         collection, rkey, value = self._stream_now().next()

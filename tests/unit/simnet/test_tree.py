@@ -98,32 +98,6 @@ def test_order_walks_depth_first_with_each_record_in_its_place(entries: dict[byt
     assert list(tree.order) == walked
 
 
-@given(_entries, lists(_keys, min_size=1, max_size=3))
-def test_proof_holds_each_node_on_the_way_to_the_keys_and_no_other(
-    entries: dict[bytes, bytes], sought: list[bytes]
-) -> None:
-    tree = build_tree(entries, proof_of=sought)
-    visited: set[bytes] = set()
-
-    def search(cid: bytes, key: bytes) -> None:
-        visited.add(cid)
-        node = libipld.decode_dag_cbor(tree.nodes[cid])
-        following, previous = node["l"], b""
-        for entry in node["e"]:
-            previous = previous[: entry["p"]] + entry["k"]
-            if key == previous:
-                return
-            if key < previous:
-                break
-            following = entry["t"]
-        if following is not None:
-            search(following, key)
-
-    for key in sought:
-        search(tree.root, key)
-    assert tree.proof == visited
-
-
 @given(_keys, _keys)
 def test_shared_prefix_counts_equal_bytes(left: bytes, right: bytes) -> None:
     size = shared_prefix(left, right)
