@@ -10,7 +10,12 @@ AtprotoError (.reason, .at)
 │   ├── MissingBlock      a node or record that is needed is not in the CAR (cut in transport, or partial on purpose)
 │   └── WrongHash         a block is not what its CID says
 ├── InvalidMst            a tree that breaks a rule of the specification
+├── InvalidProof          operations of a live commit that its tree does not bear out
+│   ├── PartialTree       a node that the operations need did not come along
+│   └── WrongPrevData     undone, the operations do not lead to the tree that the message names
 ├── InvalidCommit         a commit object that breaks a rule
+│   ├── CommitMismatch    a message says something else than the signed commit in it
+│   ├── FutureRev         a rev from too far in the future
 │   ├── OldCommitVersion  version 2 or older: nothing that today's network can check
 │   └── WrongDid          a valid commit, but of another account
 ├── BadSignature          well-formed, but not signed by this key (or with a high S)
@@ -96,10 +101,40 @@ class InvalidMst(AtprotoError):
     reason = "invalid_mst"
 
 
+class InvalidProof(AtprotoError):
+    """Operations that contradict the tree which should be their result; `at` is a path, or a CID."""
+
+    reason = "invalid_proof"
+
+
+class PartialTree(InvalidProof):
+    """A tree node that undoing the operations needs is not among the blocks; `at` is its CID."""
+
+    reason = "partial_tree"
+
+
+class WrongPrevData(InvalidProof):
+    """The operations, undone, lead to another tree than the one that the message says was before."""
+
+    reason = "wrong_prev_data"
+
+
 class InvalidCommit(AtprotoError):
     """A commit object that breaks a rule of the repository specification."""
 
     reason = "invalid_commit"
+
+
+class CommitMismatch(InvalidCommit):
+    """A message whose claims (rev, CID of the commit) are not those of the commit that it carries."""
+
+    reason = "commit_mismatch"
+
+
+class FutureRev(InvalidCommit):
+    """A rev whose time is more than some minutes ahead of ours."""
+
+    reason = "future_rev"
 
 
 class OldCommitVersion(InvalidCommit):
