@@ -394,7 +394,9 @@ class Pipeline:
             if self._identity_is_fresh(work):
                 return self._not_active(work, status, suspected.text)  # it lives nowhere else
             # The directory is away and an old document served: what it says now is not known, so nobody is told of a deletion.
-            unknown = Failure(reason="directory_away", blame=Blame.US, text=f"{work.did}: {suspected.text}, perhaps moved")
+            unknown = Failure(
+                reason="directory_away", blame=Blame.US, text=f"{work.did}: {suspected.text}, perhaps moved"
+            )
             return self._fail(work, unknown)
         if suspected is not None and (before is None or before.signing_key == identity.signing_key):
             return self._fail(work, suspected)
