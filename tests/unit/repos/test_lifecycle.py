@@ -12,7 +12,7 @@ from relay.repos.lifecycle import FETCHED_AFTER_START, FINISHED, TABLE, Event, I
 E = Event
 
 # What moves, written a second time, by event; everything else either stays or cannot happen.
-MOVES = {
+MOVES: dict[Event, dict[S, S]] = {
     E.RESOLVED: {S.DISCOVERED: S.PENDING},
     E.CLAIMED: {S.PENDING: S.ACTIVE},
     E.RELEASED: {S.ACTIVE: S.PENDING},
@@ -48,7 +48,7 @@ def test_the_table_has_every_state() -> None:
 
 
 def test_a_start_fetches_what_is_neither_finished_nor_waits_for_a_person() -> None:
-    assert FETCHED_AFTER_START | FINISHED == set(S)
+    assert set(S) == FETCHED_AFTER_START | FINISHED
     assert not FETCHED_AFTER_START & FINISHED
 
 
