@@ -1,4 +1,4 @@
-"""The walk of `mst`, by columns: the same rules, four times as fast, and a plain "no" where something is wrong.
+"""The walk of `mst`, by columns: the same rules, six times as fast, and a plain "no" where something is wrong.
 
 A node is not decoded but matched: one regular expression is the canonical form of an entry, and `findall` gives a node's
 entries in one call. What a match cannot see is checked for some thousand entries at a time, by C loops over columns:
@@ -14,7 +14,7 @@ has there: if it is greater then the prefix is the longest, the keys rise, and t
 Whatever is unusual, valid or not, raises `Unusual`: the caller asks the plain walk, which decides, and names the place. So this
 walk may refuse too much but accepts nothing that the plain one refuses (a property test compares them, also on broken trees).
 
-Figures (PERFORMANCE 2): 330 ns an entry for libipld's decoder and the loop over its maps before any check; 480 ns for all of this.
+Figures, where SHA-256 of a block takes 400 ns: 1,300 ns a record, of it 310 for SHA-256 of the key; the plain walk takes 8,000.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ import hashlib
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from relay.atproto.cid import cid_of, cid_text
@@ -14,8 +14,14 @@ from relay.pb import encode, ingester_pb2
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
 SOURCES = st.sampled_from(Source)
 TIMES = st.integers(-(2**63), 2**63 - 1)
-# Sizes around those where a length takes one byte more.
-RECORDS = st.one_of(st.binary(max_size=300), st.sampled_from([127, 128, 16_383, 16_384, 2**21 - 1, 2**21]).map(bytes))
+# Sizes of records, some around those where a length takes one byte more.
+SIZES = st.one_of(st.integers(0, 300), st.sampled_from([127, 128, 13_000, 16_000, 16_383, 16_384]))
+LARGE = [2**21 - 1, 2**21, 5]
+
+
+def _record(size: int) -> bytes:
+    """Return bytes that tell of their size."""
+    return (b"%d." % size * (size // 2 + 1))[:size]
 
 
 def _field(operation: ingester_pb2.Operation) -> bytes:
@@ -131,12 +137,12 @@ def test_identity_is_what_protobuf_writes(
     st.integers(0, 2**63 - 1),
     TIMES,
     st.booleans(),
-    RECORDS,
+    SIZES,
 )
 def test_a_live_write_is_what_protobuf_writes(
-    op_type: OpType, texts: dict[str, Any], seq: int, time_us: int, as_json: bool, record: bytes
+    op_type: OpType, texts: dict[str, Any], seq: int, time_us: int, as_json: bool, size: int
 ) -> None:
-    record = record.hex().encode() if as_json else record
+    record = _record(size)
     form: Any = {"record_json": record.decode()} if as_json else {"record_cbor": record}
     expected = ingester_pb2.Operation(
         type=op_type.name, **texts, seq=seq, source=ingester_pb2.FIREHOSE, time_us=time_us, **form
@@ -161,18 +167,19 @@ def test_a_live_delete_is_what_protobuf_writes(texts: dict[str, Any], time_us: i
 
 
 @given(
-    st.lists(st.tuples(st.from_regex(r"[a-zA-Z0-9_~.:-]{1,150}", fullmatch=True), RECORDS), min_size=1, max_size=140),
+    st.lists(st.tuples(st.from_regex(r"[a-zA-Z0-9_~.:-]{1,150}", fullmatch=True), SIZES), min_size=1, max_size=140),
     st.sampled_from(["cbor", "json", "mixed"]),
     st.booleans(),
     SOURCES,
     TIMES,
 )
+@example([("a", size) for size in LARGE], "mixed", True, Source.BACKFILL, 1)
 def test_columns_of_creates_are_what_protobuf_writes_one_by_one(
-    made: list[tuple[str, bytes]], form: str, same_length: bool, source: Source, time_us: int
+    made: list[tuple[str, int]], form: str, same_length: bool, source: Source, time_us: int
 ) -> None:
     rkeys = ["3k" + f"{count:011}" if same_length else rkey for count, (rkey, _) in enumerate(made)]
     as_cbor = [form == "cbor" or (form == "mixed" and count % 3 == 0) for count in range(len(made))]
-    records = [raw if is_cbor else raw.hex().encode() for (_, raw), is_cbor in zip(made, as_cbor, strict=True)]
+    records = [_record(size) for _, size in made]
     digests = [hashlib.sha256(record).digest() for record in records]
     encoder = encode.CreateEncoder(did="did:plc:abc", rev="3kabcdefghi2k", source=source, time_us=time_us)
     pieces, sizes = encoder.encode(
@@ -220,8 +227,10 @@ def test_a_batch_is_its_id_and_then_the_operations(batch_id: int) -> None:
     assert [operation.time_us for operation in batch.operations] == [1, 2]
 
 
-@given(st.lists(RECORDS, max_size=20))
-def test_joined_operations_are_found_again(records: list[bytes]) -> None:
+@given(st.lists(SIZES, max_size=20))
+@example(LARGE)
+def test_joined_operations_are_found_again(sizes: list[int]) -> None:
+    records = [_record(size) for size in sizes]
     made = [
         encode.encode_operation(OpType.CREATE, "did:a:b", source=Source.RESYNC, time_us=1, record_cbor=record)
         for record in records
