@@ -99,9 +99,10 @@ def test_every_question_is_answered_once_whatever_dies(data: st.DataObject) -> N
         children.seat = data.draw(st.sampled_from([None, 0, 1]))
         queue.pump(0.0)
         assert queue.in_flight <= 3
-        if data.draw(st.booleans()):
+        dies, answers = data.draw(st.tuples(st.booleans(), st.booleans()))
+        if dies:
             queue.child_died(data.draw(st.sampled_from([0, 1])))
-        elif children.sent and data.draw(st.booleans()):
+        elif children.sent and answers:
             queue.answered(answer(data.draw(st.sampled_from(children.sent)).did), 0.0)
     children.seat = 0
     while len(queue):
