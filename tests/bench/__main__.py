@@ -39,6 +39,7 @@ class Figure:
     must: float | None = None
     goal: float | None = None
     is_rate: bool = True
+    has_reference: bool = True
     long: bool = False
 
 
@@ -91,10 +92,11 @@ FIGURES = (
     Figure(
         part="peers",
         name="against atmst, which checks less, one core",
-        pattern=r"^atmst: .* r10k .*the relay is (?P<value>[\d.]+) times as fast",
+        pattern=r"^atmst: .* r10k .* is (?P<value>[\d.]+) times as fast",
         unit="times",
         must=4,
         goal=5,
+        has_reference=False,
     ),
     Figure(
         part="deliver",
@@ -138,7 +140,7 @@ def row(figure: Figure, output: str) -> tuple[float, float | None] | None:
     value = number(found["value"])
     ratio = number(found["ratio"]) if "ratio" in found.re.groupindex else None
     reference = reference_of(output)
-    if ratio is None and reference is not None and figure.is_rate:
+    if ratio is None and reference is not None and figure.is_rate and figure.has_reference:
         ratio = reference / value
     return value, ratio
 
