@@ -39,7 +39,6 @@ class Figure:
     must: float | None = None
     goal: float | None = None
     is_rate: bool = True
-    has_reference: bool = True
     long: bool = False
 
 
@@ -96,7 +95,6 @@ FIGURES = (
         unit="times",
         must=4,
         goal=5,
-        has_reference=False,
     ),
     Figure(
         part="deliver",
@@ -140,7 +138,7 @@ def row(figure: Figure, output: str) -> tuple[float, float | None] | None:
     value = number(found["value"])
     ratio = number(found["ratio"]) if "ratio" in found.re.groupindex else None
     reference = reference_of(output)
-    if ratio is None and reference is not None and figure.is_rate and figure.has_reference:
+    if ratio is None and reference is not None and figure.is_rate:
         ratio = reference / value
     return value, ratio
 
