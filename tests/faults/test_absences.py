@@ -42,21 +42,21 @@ def _under_way(stage: Stage, program: Program) -> None:
 
 
 def test_postgresql_away(
-    world: Expectation, stage: Stage, rng: random.Random, away_s: float, server: EmbeddedPostgres
+    small_world: Expectation, stage: Stage, rng: random.Random, away_s: float, server: EmbeddedPostgres
 ) -> None:
-    world.slow_down(0.3)
+    small_world.slow_down(0.5)
     port = free_port()
     stage.ingester(port)
-    program = stage.backfill(world, INGESTER_ADDRESSES=f"127.0.0.1:{port}", DATABASE_DSN=server.dsn)
+    program = stage.backfill(small_world, INGESTER_ADDRESSES=f"127.0.0.1:{port}", DATABASE_DSN=server.dsn)
     _under_way(stage, program)
     assert not ends_within(program, rng.uniform(0.0, 0.5)), str(program)
     server.close()
     assert not ends_within(program, away_s), str(program)
     synced_meanwhile = stage.stored_records()
     server.open()
-    world.slow_down(0)
-    stage.judge(world, program)
-    assert synced_meanwhile < world.records
+    small_world.slow_down(0)
+    stage.judge(small_world, program)
+    assert synced_meanwhile < small_world.records
     assert lines_with([program], "store_away") > 0
     assert lines_with([program], "store_back") > 0
 
@@ -87,34 +87,34 @@ def test_postgresql_away_when_the_result_is_read(
     assert lines_with([program], 'waiting="close the books"') > 0
 
 
-def test_ingester_away(world: Expectation, stage: Stage, rng: random.Random, away_s: float) -> None:
-    world.slow_down(0.3)
+def test_ingester_away(small_world: Expectation, stage: Stage, rng: random.Random, away_s: float) -> None:
+    small_world.slow_down(0.5)
     port = free_port()
     ingester = stage.ingester(port)
-    program = stage.backfill(world, INGESTER_ADDRESSES=f"127.0.0.1:{port}")
+    program = stage.backfill(small_world, INGESTER_ADDRESSES=f"127.0.0.1:{port}")
     _under_way(stage, program)
     assert not ends_within(program, rng.uniform(0.0, 0.5)), str(program)
     assert kill(ingester.pid)
     assert not ends_within(program, away_s), "it ended although nobody took what it had"
-    world.slow_down(0)
+    small_world.slow_down(0)
     stage.ingester(port)
-    stage.judge(world, program)
-    assert lines_with([program], "1 of 1 ingesters away") > 1  # the first is at the start
+    stage.judge(small_world, program)
+    assert lines_with([program], "ingester_away") > 0, str(program)
 
 
 def test_ingester_that_never_acknowledges_for_a_while(
-    world: Expectation, stage: Stage, rng: random.Random, away_s: float
+    small_world: Expectation, stage: Stage, rng: random.Random, away_s: float
 ) -> None:
-    world.slow_down(0.1)
+    small_world.slow_down(0.1)
     port = free_port()
     ingester = stage.ingester(port, "never-ack=1")
-    program = stage.backfill(world, INGESTER_ADDRESSES=f"127.0.0.1:{port}", DELIVERY_ACK_TIMEOUT_SEC="1")
+    program = stage.backfill(small_world, INGESTER_ADDRESSES=f"127.0.0.1:{port}", DELIVERY_ACK_TIMEOUT_SEC="1")
     _under_way(stage, program)
     assert not ends_within(program, away_s + rng.uniform(0.0, 0.5)), "it ended and nothing was acknowledged"
     ingester.kill()
     stage.ingester(port)
-    world.slow_down(0)
-    stage.judge(world, program)
+    small_world.slow_down(0)
+    stage.judge(small_world, program)
     assert lines_with([program], "reason=ack_timeout") > 0, str(program)
 
 
