@@ -22,7 +22,7 @@ from relay.backfill.verifying import WorkerSeats
 from relay.backfill.work import Stage, Work
 from relay.errors import Blame
 from relay.ipc.arena import Arena, SlotAccount
-from relay.model import Identity, RepoState, Source
+from relay.model import Identity, OpType, RepoState, Source
 from relay.net.bucket import TokenBucket
 from relay.net.facts import NO_FACTS, HostFacts
 from relay.net.gate import HostGate
@@ -66,6 +66,7 @@ class Totals:
         "fetch_outcomes",
         "fetch_s",
         "inactive",
+        "made",
         "records",
         "resolved",
         "synced",
@@ -76,6 +77,7 @@ class Totals:
         self.cpu_s = self.fetch_s = 0.0
         self.failures: Counter[str] = Counter()
         self.fetch_outcomes: Counter[str] = Counter()
+        self.made: Counter[tuple[OpType, Source]] = Counter()  # operations of verified snapshots, sent or not
 
 
 class Pipeline:
@@ -216,7 +218,11 @@ class Pipeline:
                 self._checked(message)
             case m.Verified():
                 if (work := self._of(message.job)) is not None:
+                    source = Source.RESYNC if work.row.touched else Source.BACKFILL
                     self.snapshots.verified(work, message)
+                    if work.verified is message and (message.records or source is Source.RESYNC):
+                        self.totals.made.update({(OpType.CREATE, source): message.records})
+                        self.totals.made.update([(OpType.REPO_BEGIN, source), (OpType.REPO_END, source)])
             case m.OperationsReady():
                 if (work := self._of(message.job)) is not None:
                     self.snapshots.operations_ready(work, seat, message)

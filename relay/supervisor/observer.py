@@ -214,6 +214,8 @@ class Observer:
         metrics.records_delivered.inc(self._added("records", totals.records))
         metrics.repo_finished(RepoState.SYNCED, int(self._added("synced", totals.synced)))
         metrics.repo_finished(RepoState.INACTIVE, int(self._added("inactive", totals.inactive)))
+        for (kind, source), count in totals.made.items():
+            metrics.made(kind, source, int(self._added(f"made {kind} {source}", count)))
         for reason, count in totals.failures.items():
             added = int(self._added(f"failure {reason}", count))
             metrics.error(reason, added)
