@@ -144,7 +144,10 @@ class Worker:
                 limits=settings.limits,
             ),
         )
-        self._send(m.Verified(job.job, snapshot.rev, bytes(snapshot.data), snapshot.records, _refused(snapshot)))
+        # A small repo's messages all go with its JobDone, in one call.
+        self._pipe.send_later(
+            m.to_wire(m.Verified(job.job, snapshot.rev, bytes(snapshot.data), snapshot.records, _refused(snapshot)))
+        )
         for chunk in snapshot.chunks():
             payload = b"".join(chunk.parts)
             slot = self._free_slot(job.job)
@@ -154,23 +157,29 @@ class Worker:
                 self._send(m.OperationsReady(job.job, slot, len(payload), chunk.operations, payload))
                 continue
             self._operations.view(slot, len(payload))[:] = payload
-            self._send(m.OperationsReady(job.job, slot, len(payload), chunk.operations, None))
+            self._pipe.send_later(m.to_wire(m.OperationsReady(job.job, slot, len(payload), chunk.operations, None)))
+            if len(payload) > self._operations.slot_bytes // 2:
+                self._flush()
 
     def _free_slot(self, job: int) -> int:
         self._check_cancelled(job)
         while not self._slots:
+            self._flush()
             self._take_message()
             self._check_cancelled(job)
         return self._slots.popleft()
 
     def _check_cancelled(self, job: int) -> None:
-        while self._pipe.poll():
-            self._take_message()
+        for message in self._pipe.receive_ready():
+            self._take(message)
         if job in self._cancelled:
             raise _Cancelled
 
     def _take_message(self) -> None:
-        match m.from_wire(self._pipe.receive()):
+        self._take(self._pipe.receive())
+
+    def _take(self, message: list[Any]) -> None:
+        match m.from_wire(message):
             case m.VerifyRepo() as job:
                 self._jobs.append(job)
             case m.FreeSlots(slots):
@@ -179,6 +188,10 @@ class Worker:
                 self._cancelled.add(job_number)
             case m.Stop():
                 raise _Stopped
+
+    def _flush(self) -> None:
+        if not self._pipe.flush():
+            raise _Stopped
 
     def _send(self, message: Any) -> None:
         if not self._pipe.send(m.to_wire(message)):

@@ -11,6 +11,7 @@ import multiprocessing.connection
 import multiprocessing.forkserver
 import os
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -26,6 +27,7 @@ log = get_logger(__name__)
 
 EXIT_COULD_NOT_START = 78  # sysexits EX_CONFIG: never retried in a tight loop
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+READ_BYTES = 256 * 1024
 _BY_DESCRIPTOR = "/proc/self/fd/"
 
 Message = list[Any]
@@ -71,39 +73,80 @@ def stop_forkserver() -> None:
 
 
 class Pipe:
-    """msgpack messages over a multiprocessing connection; sending is locked, receiving belongs to one thread."""
+    """msgpack messages, one after the other, on a stream socket between two processes.
+
+    Sending is locked, so that messages of several threads stay whole; receiving belongs to one thread. What has arrived is read in
+    one go, and what is sent in one round can go in one call: a repo costs some ten messages, and a system call for each half of
+    each cost the engine more than everything else that it does.
+    """
 
     def __init__(self, connection: multiprocessing.connection.Connection) -> None:
-        self.connection = connection
-        self._sending = threading.Lock()  # guards: the order of whole messages on the connection
+        self._socket = socket.socket(fileno=os.dup(connection.fileno()))
+        connection.close()
+        self._sending = threading.Lock()  # guards: the order of whole messages on the socket, and _later
+        self._later: list[bytes] = []
+        self._unpacker = msgpack.Unpacker(raw=False, use_list=True, max_buffer_size=MAX_MESSAGE_BYTES)
 
-    def send(self, message: tuple[Any, ...] | Message) -> bool:
-        """Send one message; False when the other side is gone (its end is reported elsewhere)."""
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, message: Message) -> bool:
+        """Send one message, and before it what was left for later; False when the other side is gone, which is reported elsewhere."""
+        self.send_later(message)
+        return self.flush()
+
+    def send_later(self, message: Message) -> None:
+        """Send one message with the next `flush` or `send`."""
         data = msgpack.packb(message, use_bin_type=True)
-        try:
-            with self._sending:
-                self.connection.send_bytes(data)
-        except (BrokenPipeError, ConnectionResetError, OSError):
-            return False
+        with self._sending:
+            self._later.append(data)
+
+    def flush(self) -> bool:
+        with self._sending:
+            if not self._later:
+                return True
+            data, self._later = b"".join(self._later), []
+            try:
+                self._socket.sendall(data)
+            except OSError:
+                return False
         return True
 
     def receive(self) -> Message:
-        """Return the next message; raises EOFError when the other side is gone."""
-        try:
-            data = self.connection.recv_bytes(MAX_MESSAGE_BYTES)
-        except OSError as exc:
-            # Also "got end of file during message": whoever was killed in the middle of a message has said nothing.
-            raise EOFError from exc
-        message = msgpack.unpackb(data, raw=False, use_list=True, max_bin_len=MAX_MESSAGE_BYTES)
-        if not isinstance(message, list):
-            raise EOFError("not a message")
-        return message
+        """Return the next message, waiting for it; raises EOFError when the other side is gone."""
+        while True:
+            for message in self._unpacker:
+                return _checked(message)
+            self._read(0)
 
-    def poll(self, timeout_s: float = 0.0) -> bool:
-        return self.connection.poll(timeout_s)
+    def receive_ready(self) -> list[Message]:
+        """Return the messages that are here, without waiting; raises EOFError when the other side is gone and nothing is left."""
+        try:
+            self._read(socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            pass
+        return [_checked(message) for message in self._unpacker]
+
+    def _read(self, flags: int) -> None:
+        try:
+            data = self._socket.recv(READ_BYTES, flags)
+        except BlockingIOError:
+            raise
+        except OSError as exc:
+            raise EOFError from exc
+        if not data:
+            # Whoever was killed in the middle of a message has said nothing.
+            raise EOFError
+        self._unpacker.feed(data)
 
     def close(self) -> None:
-        self.connection.close()
+        self._socket.close()
+
+
+def _checked(message: Any) -> Message:
+    if not isinstance(message, list):
+        raise EOFError("not a message")
+    return message
 
 
 class ChildProcess:
@@ -140,9 +183,6 @@ class ChildProcess:
             self.process.kill()
         except ProcessLookupError:
             pass
-
-    def terminate(self) -> None:
-        self.pipe.send(("stop",))
 
     def join(self, deadline: float) -> bool:
         self.process.join(max(0.0, deadline - time.monotonic()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -27,6 +28,7 @@ log = get_logger(__name__)
 # A repo passes here twice without anybody waiting for it (resolved, synced): with a second each, a backfill of one repo took 2.5 s,
 # with a tenth 0.7. Under load urgent changes take the others with them, so this costs at most ten transactions a second, of an idle server.
 INTERVAL_S = 0.1
+SHORTEST_INTERVAL_S = 0.01
 MAX_CHANGES = 4000
 
 
@@ -75,6 +77,7 @@ class Checkpointer(ServiceThread):
         self._waiting: list[Change] = []
         self._operations = 0
         self._urgent = False
+        self._began = 0.0  # of the last transaction, monotonic seconds
 
     def put(self, change: Change) -> None:
         if change.row is not None:
@@ -98,19 +101,22 @@ class Checkpointer(ServiceThread):
     def run(self) -> None:
         """Store until asked to stop, and then what is left: the owner stops us last."""
         while True:
+            # Transactions cost the server by their number: what comes within this time shares one.
+            self.stopping.wait(self._began + SHORTEST_INTERVAL_S - time.monotonic())
             with self._wake:
                 if not self._urgent and not self.stopping.is_set():
                     self._wake.wait(INTERVAL_S)
                 batch, self._waiting = self._waiting[:MAX_CHANGES], self._waiting[MAX_CHANGES:]
                 self._operations = 0
                 self._urgent = bool(self._waiting)
+            self._began = time.monotonic()
             if batch:
                 self._store_until_done(batch)
             elif self.stopping.is_set():
                 return
 
     def _store_until_done(self, batch: list[Change]) -> None:
-        backoff = Backoff(0.1, 5.0)
+        backoff: Backoff | None = None
         told = False
         while True:
             try:
@@ -126,6 +132,7 @@ class Checkpointer(ServiceThread):
                     log.warning("store_away", reason=str(exc), changes_waiting=len(batch))
                     self._on_away(str(exc))
                     told = True
+                backoff = backoff or Backoff(0.1, 5.0)
                 self.stopping.wait(backoff.next_delay_s())
             else:
                 if told:

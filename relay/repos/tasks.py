@@ -62,7 +62,7 @@ class StoreTasks(ServiceThread):
         then(result)
 
     def _ask(self, name: str, ask: Ask) -> tuple[bool, Any]:
-        backoff = Backoff(0.1, 5.0)
+        backoff: Backoff | None = None
         told = False
         while not self.stopping.is_set():
             try:
@@ -73,6 +73,7 @@ class StoreTasks(ServiceThread):
                     log.warning("store_away", reason=str(exc), waiting=name)
                     self._on_away(str(exc))
                     told = True
+                backoff = backoff or Backoff(0.1, 5.0)
                 self.stopping.wait(backoff.next_delay_s())
             else:
                 if told:

@@ -91,8 +91,9 @@ class ChildSeats:
             key=lambda s: s.load,
             default=None,
         )
-        if seat is None or seat.child is None or not seat.child.pipe.send(to_wire(message)):
+        if seat is None or seat.child is None:
             return None
+        seat.child.pipe.send_later(to_wire(message))
         seat.load += 1
         return seat.number
 
@@ -101,7 +102,16 @@ class ChildSeats:
 
     def send_worker(self, number: int, message: Any) -> bool:
         seat = self._seats["worker", number]
-        return seat.child is not None and seat.child.pipe.send(to_wire(message))
+        if seat.child is None:
+            return False
+        seat.child.pipe.send_later(to_wire(message))
+        return True
+
+    def flush(self) -> None:
+        """Send what this round left for later. A child that is gone is noticed by its pipe's end."""
+        for seat in self._seats.values():
+            if seat.child is not None:
+                seat.child.pipe.flush()
 
     def kill(self, role: str, number: int, why: str) -> None:
         seat = self._seats[role, number]

@@ -23,7 +23,6 @@ from relay.supervisor.children import ChildSeats
 log = get_logger(__name__)
 
 LONGEST_WAIT_S = 0.1
-MESSAGES_A_ROUND = 64
 
 
 @dataclass(slots=True)
@@ -65,11 +64,11 @@ class Engine(ServiceThread):
         self._periodic.append(_Periodic(seconds, do))
 
     def watch(self, child: ChildProcess) -> None:
-        self._selector.register(child.pipe.connection, selectors.EVENT_READ, child)
+        self._selector.register(child.pipe, selectors.EVENT_READ, child)
 
     def unwatch(self, child: ChildProcess) -> None:
         try:
-            self._selector.unregister(child.pipe.connection)
+            self._selector.unregister(child.pipe)
         except (KeyError, ValueError):  # it was not watched any more
             pass
 
@@ -91,6 +90,8 @@ class Engine(ServiceThread):
             if self.children is not None:
                 self.children.start_due()
             back_at = self.pump()
+            if self.children is not None:
+                self.children.flush()
             ended = time.monotonic()
             self.busy_s += ended - began
             wait_s = LONGEST_WAIT_S if back_at is None else min(LONGEST_WAIT_S, max(0.0, back_at - ended))
@@ -119,11 +120,8 @@ class Engine(ServiceThread):
 
     def _take_messages(self, child: ChildProcess) -> None:
         try:
-            for _ in range(MESSAGES_A_ROUND):
-                message = from_wire(child.pipe.receive())
-                self.handle(child.role, child.seat, message)
-                if not child.pipe.poll():
-                    return
+            for message in child.pipe.receive_ready():
+                self.handle(child.role, child.seat, from_wire(message))
         except EOFError:
             assert self.children is not None
             self.children.ended(child)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import msgpack
 import pytest
 
 from relay.ipc.child import Pipe
@@ -29,10 +30,33 @@ if __name__ == "__main__":
 
 def test_a_message_that_was_cut_by_a_kill_is_the_end_and_no_failure_of_ours() -> None:
     ours, theirs = multiprocessing.Pipe(duplex=True)
-    os.write(theirs.fileno(), struct.pack("!i", 1000) + b"half of it")
+    whole = msgpack.packb(["whole"])
+    os.write(theirs.fileno(), whole + msgpack.packb(["cut", b"x" * 1000])[:500])
+    theirs.close()
+    pipe = Pipe(ours)
+    assert pipe.receive() == ["whole"]
+    with pytest.raises(EOFError):
+        pipe.receive()
+    pipe.close()
+
+
+def test_messages_arrive_whole_and_in_order_however_they_are_sent_and_read() -> None:
+    ours, theirs = map(Pipe, multiprocessing.Pipe(duplex=True))
+    sent = [[number, "text", b"\xff" * (number * 700)] for number in range(40)]
+    for message in sent[:3]:
+        theirs.send_later(message)
+    assert ours.receive_ready() == []
+    writer = threading.Thread(target=lambda: [theirs.send(message) for message in sent[3:]])
+    writer.start()
+    found = [ours.receive()]
+    while len(found) < len(sent):
+        found += ours.receive_ready()
+    writer.join()
+    assert found == sent
     theirs.close()
     with pytest.raises(EOFError):
-        Pipe(ours).receive()
+        ours.receive_ready()
+    assert not ours.send(["nobody there"])
     ours.close()
 
 
