@@ -56,6 +56,10 @@ class Engine(ServiceThread):
             self._awake.set()
             os.eventfd_write(self._wake_fd, 1)
 
+    def post_lazily(self, call: Callable[[], None]) -> None:
+        """As `post`, but with the engine's next round, at most LONGEST_WAIT_S from now: for what other events follow anyway."""
+        self._inbox.append(call)
+
     def wake(self) -> None:
         self.post(_nothing)
 
