@@ -21,6 +21,8 @@ from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import Final, NamedTuple, TypeAlias
 
+import libipld
+
 from relay.atproto.car import digest_text
 from relay.atproto.cid import CID_BYTES, DAG_CBOR_PREFIX, cid_of, cid_text
 from relay.atproto.errors import InvalidMst, InvalidProof, LimitExceeded, PartialTree
@@ -31,6 +33,8 @@ EMPTY_TREE_CID: Final = cid_of(EMPTY_NODE)
 
 _NULL: Final = b"\xf6"
 _LINK_HEAD: Final = b"\xd8\x2aX%\x00"  # in front of a CID of 36 bytes
+_NODE_LINK_HEAD: Final = _LINK_HEAD + DAG_CBOR_PREFIX  # in front of 32 bytes of SHA-256
+_FAST_BYTES: Final = 4096  # of a node that is looked into by the fast decoder, which knows no limits
 _LINK: Final = rb"\xd8\*X%\x00\x01q\x12 .{32}"
 _LINK_BYTES: Final = len(_LINK_HEAD) + CID_BYTES
 _TAIL: Final = b"al"
@@ -39,7 +43,10 @@ _TAIL: Final = b"al"
 _ENTRY: Final = re.compile(
     rb"(\xa4ak(X?.)([-.0-:A-Z_a-z~/]*)ap(\x18?.)at)(\xf6|" + _LINK + rb")av(" + _LINK + rb")", re.DOTALL
 )
-_SMALL: Final = 24  # entries; a node with as many or more is one in a thousand, and is read the plain way
+_SMALL: Final = 256  # entries; a node with as many or more is read the plain way
+_NODE_HEADS: Final = tuple(
+    b"\xa2ae" + (bytes((0x80 + count,)) if count < 24 else bytes((0x98, count))) for count in range(_SMALL)
+)
 _KEY_HEADS: Final = (*(bytes((0x40 + n,)) for n in range(24)), *(b"X" + bytes((n,)) for n in range(24, 256)))
 _PREFIXES: Final = {bytes((n,)) if n < 24 else b"\x18" + bytes((n,)): n for n in range(256)}
 _ABOVE_ALL_KEYS: Final = b"\xff"
@@ -82,34 +89,126 @@ def invert(
     changes have one key; InvalidMst and LimitExceeded for a node that is none, or a key in too high a layer.
     """
     ordered = list(changes)
-    if len(ordered) > 1:
+    if len(ordered) == 1:
+        before = _undo_one(root, blocks, ordered[0], limits)
+        if before is not None:
+            return before
+    else:
         if len({change.key for change in ordered}) != len(ordered):
             raise InvalidProof("two operations on one path")
         # Deletes first, as other implementations do it: an incomplete proof then is incomplete for all of them.
         ordered.sort(key=lambda change: (change.cid is not None, change.key))
     tree = ProofTree(root, blocks, limits=limits)
-    for key, cid, prev in ordered:
-        if prev is not None:
-            found = tree.put(key, prev)
-        elif cid is not None:
-            found = tree.remove(key)
-        else:
+    for change in ordered:
+        key, cid, prev = change
+        if prev is None and cid is None:
             raise InvalidProof("an operation with neither a value nor one before", at=_shown(key))
-        if found != cid:
-            raise _contradiction(key, cid, found)
+        _check_found(change, tree.remove(key) if prev is None else tree.put(key, prev))
     return tree.root()
 
 
-def _contradiction(key: bytes, claimed: bytes | None, found: bytes | None) -> InvalidProof:
+def _check_found(change: Change, found: bytes | None) -> None:
+    """Raise InvalidProof unless what undoing a change replaced (None: nothing) is what the change had put there."""
+    key, claimed, _ = change
+    if found == claimed:
+        return
     if claimed is None:
-        return InvalidProof("a deleted record is in the tree", at=_shown(key))
+        raise InvalidProof("a deleted record is in the tree", at=_shown(key))
     if found is None:
-        return InvalidProof("a written record is not in the tree", at=_shown(key))
-    return InvalidProof(f"the tree has another record than {cid_text(claimed)}", at=_shown(key))
+        raise InvalidProof("a written record is not in the tree", at=_shown(key))
+    raise InvalidProof(f"the tree has another record than {cid_text(claimed)}", at=_shown(key))
+
+
+def _undo_one(root: bytes, blocks: Mapping[bytes, bytes], change: Change, limits: Limits) -> bytes | None:
+    """Undo a single change as `ProofTree` does it, in half the time; None: an unusual case, or an error that has to be named.
+
+    Of the nodes on the way down nothing changes but one link, which is replaced where it stands: their bytes are those of nodes
+    of the tree before, so that nothing has to be checked that is not needed to find the way.
+    """
+    key, _, prev = change
+    layer = key_depth(key)
+    low, high = b"", _ABOVE_ALL_KEYS
+    above: list[
+        tuple[bytes, bytes]
+    ] = []  # nodes on the way: what they have before and behind the link that was followed
+    cid = root
+    at_layer = -1
+    try:
+        while at_layer != layer:
+            block = blocks[cid[4:]]
+            if len(block) > _FAST_BYTES or not block.startswith(b"\xa2ae"):
+                return None
+            node = libipld.decode_dag_cbor(block)
+            entries = node["e"]
+            if at_layer < 0:
+                at_layer = key_depth(entries[0]["k"])
+                if at_layer == layer:
+                    break
+                if not layer < at_layer < limits.tree_depth:
+                    return None
+            cid, here = node["l"], b""
+            for entry in entries:
+                here = here[: entry["p"]] + entry["k"]
+                if here > key:
+                    high = here
+                    break
+                low, cid = here, entry["t"]
+            before, behind = block.split(_NODE_LINK_HEAD + cid[4:])
+            above.append((before, behind))
+            at_layer -= 1
+    except (KeyError, IndexError, TypeError, ValueError, RecursionError):
+        return None  # among others: no such subtree, no such node, two links to it
+    link = b""
+    if layer == 0 and above and prev is None:
+        link = _without_entry(blocks.get(cid[4:], b""), change)
+    if not link:
+        proof = ProofTree(EMPTY_TREE_CID, blocks, limits=limits)
+        node = proof._load(_LINK_HEAD + cid, layer if above else None, low, high)
+        _check_found(
+            change, proof._take(node, key, low, high) if prev is None else proof._place(node, key, prev, low, high)
+        )
+        if not node.keys and not above:
+            return None
+        link = _NULL if not node.keys and node.trees[0] == _NULL else _sealed(node)
+    for before, behind in reversed(above):
+        if link != _NULL or before[3] != 0x80:  # else it was only there to lead to a node that is empty now
+            link = _NODE_LINK_HEAD + sha256(before + link + behind).digest()
+    return link[len(_LINK_HEAD) :]
 
 
 def _shown(key: bytes) -> str:
     return key[:1024].decode("utf-8", "replace")
+
+
+def _without_entry(block: bytes, change: Change) -> bytes:
+    """Return the link to a node of layer 0 without the entry that `change` created, or null when nothing is left; empty: unusual.
+
+    Three quarters of all writes end here. The entry, and the head of the next one, stand in the block as they must be written, once.
+    """
+    count = block[3] - 0x80 if block.startswith(b"\xa2ae") and len(block) <= _FAST_BYTES else 0
+    if not 0 < count < 24 or change.cid is None:
+        return b""
+    before, here, following = b"", b"", b""
+    try:
+        for entry in libipld.decode_dag_cbor(block)["e"]:
+            following = here[: entry["p"]] + entry["k"]
+            if following > change.key:
+                break
+            before, here, following = here, following, b""
+        if here != change.key:
+            return b""
+        own = b"%b\xf6av%b%b" % (_entry_head(before, here), _LINK_HEAD, change.cid)
+        if following:
+            front, rest = block.split(own + _entry_head(here, following))
+            rest = _entry_head(before, following) + rest
+        else:
+            front, rest = block.split(own + _TAIL)
+            rest = _TAIL + rest
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return b""
+    if count == 1:
+        return _NULL if rest == b"al\xf6" else b""
+    return _NODE_LINK_HEAD + sha256(_NODE_HEADS[count - 1] + front[4:] + rest).digest()
 
 
 class ProofTree:
@@ -136,25 +235,16 @@ class ProofTree:
         if found is None or found[0].layer != layer:
             return None
         node, low, high = found
-        keys = node.keys
-        at = bisect_left(keys, key)
-        if at == len(keys) or keys[at] != key:
+        old = self._take(node, key, low, high)
+        if old is None:
             return None
-        value = node.values[at]
-        below = keys[at - 1] if at else low
-        above = keys[at + 1] if at + 1 < len(keys) else high
-        node.trees[at : at + 2] = [self._merged(node.trees[at], node.trees[at + 1], layer - 1, below, key, above)]
-        del keys[at], node.heads[at], node.values[at]
-        if at < len(keys):
-            node.heads[at] = _entry_head(keys[at - 1] if at else b"", keys[at])
-        node.link = b""
         for parent, place in reversed(path):
             if not node.keys and node.trees[0] == _NULL:
                 parent.trees[place] = _NULL
             parent.link = b""
             node = parent
         self._trim()
-        return _cid_of_link(value)
+        return old
 
     def put(self, key: bytes, cid: bytes) -> bytes | None:
         """Give `key` the value `cid`, and return the CID that it had, or None when it was not there."""
@@ -179,23 +269,45 @@ class ProofTree:
         for parent, _ in path:
             parent.link = b""
         node.link = b""
-        at = bisect_left(node.keys, key)
         if node.layer > layer:  # there is no subtree where the key belongs
             leaf = _Node(layer, [key], [_entry_head(b"", key)], [value], [_NULL, _NULL], b"")
-            node.trees[at] = _lifted(leaf, node.layer - 1)
+            node.trees[bisect_left(node.keys, key)] = _lifted(leaf, node.layer - 1)
             return None
-        if at < len(node.keys) and node.keys[at] == key:
+        return self._place(node, key, cid, low, high)
+
+    def _take(self, node: _Node, key: bytes, low: bytes, high: bytes) -> bytes | None:
+        """Take `key` out of the node where it belongs, whose keys lie between the bounds; return the CID that it had."""
+        keys = node.keys
+        at = bisect_left(keys, key)
+        if at == len(keys) or keys[at] != key:
+            return None
+        value = node.values[at]
+        below = keys[at - 1] if at else low
+        above = keys[at + 1] if at + 1 < len(keys) else high
+        node.trees[at : at + 2] = [self._merged(node.trees[at], node.trees[at + 1], node.layer - 1, below, key, above)]
+        del keys[at], node.heads[at], node.values[at]
+        if at < len(keys):
+            node.heads[at] = _entry_head(keys[at - 1] if at else b"", keys[at])
+        node.link = b""
+        return _cid_of_link(value)
+
+    def _place(self, node: _Node, key: bytes, cid: bytes, low: bytes, high: bytes) -> bytes | None:
+        """Give `key` a value in the node where it belongs, whose keys lie between the bounds; return the CID that it had."""
+        keys = node.keys
+        at = bisect_left(keys, key)
+        node.link = b""
+        if at < len(keys) and keys[at] == key:
             old = node.values[at]
-            node.values[at] = value
+            node.values[at] = _link(cid)
             return _cid_of_link(old)
-        below = node.keys[at - 1] if at else low
-        above = node.keys[at] if at < len(node.keys) else high
-        node.trees[at : at + 1] = self._split(node.trees[at], key, layer - 1, below, above)
-        node.heads.insert(at, _entry_head(node.keys[at - 1] if at else b"", key))
-        node.keys.insert(at, key)
-        node.values.insert(at, value)
-        if at + 1 < len(node.keys):
-            node.heads[at + 1] = _entry_head(key, node.keys[at + 1])
+        below = keys[at - 1] if at else low
+        above = keys[at] if at < len(keys) else high
+        node.trees[at : at + 1] = self._split(node.trees[at], key, node.layer - 1, below, above)
+        node.heads.insert(at, _entry_head(keys[at - 1] if at else b"", key))
+        keys.insert(at, key)
+        node.values.insert(at, _link(cid))
+        if at + 1 < len(keys):
+            node.heads[at + 1] = _entry_head(key, keys[at + 1])
         return None
 
     def _layer_of(self, key: bytes) -> int:
@@ -348,13 +460,19 @@ def _partial(link: bytes) -> PartialTree:
     return PartialTree("a node that the operations need is not among the blocks", at=digest_text(link[-32:]))
 
 
-def _read_small(block: bytes, link: bytes) -> _Node | None:
-    """Return the node (its layer still to be set) if it is one of the usual kind; None: it is unusual, or wrong."""
+_Entry: TypeAlias = tuple[bytes, bytes, bytes, bytes, bytes, bytes]
+
+
+def _entries_of(block: bytes) -> tuple[list[_Entry], bytes, int] | None:
+    """Match a node of the usual kind: its entries, its left subtree, and how many bytes it has beside their heads and subtrees.
+
+    The caller must check that this is all that the node has: matches that do not touch one another leave bytes over.
+    """
     size = len(block)
-    if size < 7 or not block.startswith(b"\xa2ae"):
+    if size < 7:
         return None
     end = size - _LINK_BYTES
-    if end > 0 and block.startswith(b"al\xd8\x2aX%\x00\x01q\x12 ", end - 2):
+    if end > 5 and block.startswith(b"al\xd8\x2aX%\x00\x01q\x12 ", end - 2):
         left = block[end:]
         end -= 2
     elif block.endswith(b"al\xf6"):
@@ -364,10 +482,18 @@ def _read_small(block: bytes, link: bytes) -> _Node | None:
         return None
     found = _ENTRY.findall(block, 4, end)
     count = len(found)
-    if block[3] != 0x80 + count or count >= _SMALL:
+    if count >= _SMALL or not block.startswith(_NODE_HEADS[count]):
         return None
+    return found, left, len(_NODE_HEADS[count]) + size - end + count * (2 + _LINK_BYTES)
+
+
+def _read_small(block: bytes, link: bytes) -> _Node | None:
+    """Return the node (its layer still to be set) if it is one of the usual kind; None: it is unusual, or wrong."""
+    usual = _entries_of(block)
+    if usual is None:
+        return None
+    found, left, span = usual
     keys: list[bytes] = []
-    span = 4 + count * (2 + _LINK_BYTES)
     key = b""
     try:
         for head, written, suffix, packed, tree, _ in found:
@@ -380,7 +506,7 @@ def _read_small(block: bytes, link: bytes) -> _Node | None:
             keys.append(key)
     except (KeyError, IndexError):
         return None
-    if span != end:
+    if span != len(block):
         return None
     return _Node(
         0,
@@ -405,7 +531,7 @@ def _sealed(tree: _Tree) -> bytes:
     block = b"".join(
         [b"\xa2ae", bytes((0x80 + count,)) if count < 24 else _cbor_head(4, count), *entries, _TAIL, trees[0]]
     )
-    tree.link = _LINK_HEAD + DAG_CBOR_PREFIX + sha256(block).digest()
+    tree.link = _NODE_LINK_HEAD + sha256(block).digest()
     return tree.link
 
 
