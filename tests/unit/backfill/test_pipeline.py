@@ -301,3 +301,36 @@ def test_a_stop_gives_back_what_is_not_verified_and_lets_the_rest_arrive(stage: 
     stage.run_to_the_end()
     assert stage.db[first.did].state is RepoState.SYNCED
     assert {row.state for row in stage.db.values()} <= {RepoState.SYNCED, RepoState.PENDING}
+
+
+def test_a_car_slot_is_not_given_away_while_a_worker_that_was_cancelled_still_reads_it(stage: Rehearsal) -> None:
+    stage.add(Account(did=DID, host=HOST, pieces=2), state=RepoState.PENDING, rev_begun="3k" + "9" * 11, touched=True)
+    claimed(stage)
+    while not stage.workers[0].said:
+        stage.work(0)
+    stage.hear_child("worker", 0)  # Verified: a rollback
+    (work,) = stage.pipeline.works.values()
+    assert work.over
+    assert stage.pipeline.downloads.slots.in_use == 1
+    while stage.work(0) or stage.hear_child("worker", 0):
+        pass
+    assert stage.pipeline.downloads.slots.in_use == 0
+    assert not stage.pipeline.works
+    assert stage.pipeline.seats.jobs == 0
+
+
+def test_a_car_slot_is_not_given_away_while_a_download_that_was_released_still_fills_it(stage: Rehearsal) -> None:
+    stage.add(Account(did=DID, host=HOST, pieces=2), state=RepoState.PENDING)
+    stage.ask_for_claims()
+    stage.run_ask()
+    stage.hear(stage.answers)
+    stage.pump()
+    stage.fetch(0)  # the document
+    stage.hear_child("fetch", 0)
+    stage.pump()
+    stage.stop()
+    assert stage.pipeline.downloads.slots.in_use == 1
+    stage.fetch(0)
+    stage.hear_child("fetch", 0)
+    assert stage.pipeline.downloads.slots.in_use == 0
+    assert not stage.pipeline.works
