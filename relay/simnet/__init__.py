@@ -4,7 +4,8 @@ A stranger to the rest of the house: it writes blocks, trees, signatures and CAR
 imports nothing of `atproto`, `repos`, `store`, `backfill`, `tail` or `deliver`, so that a mistake made there cannot hide here.
 It serves 127.0.0.1 only and is seeded: the same seed gives the same accounts, records and faults.
 
-`world` and `corpus` are the truth, `plc`, `pds`, `upstream` and `firehose` tell it over `http`, `faults` and `spoil` lie about
-it, `oracle` compares it with an ingester's database. `network.SimNetwork` runs it inside a process, `process.SimProcess` in one
+`world` and `corpus` are the truth, and `writers` change it while others look. `telling` turns what happens into events; `plc`,
+`pds`, `upstream` and `firehose` tell all of it over `http`. `faults` says what goes wrong, `spoil` and `lies` know how.
+`oracle` compares the truth with an ingester's database. `network.SimNetwork` runs it inside a process, `process.SimProcess` in one
 of its own. Called by `cli.demo`, tests and benchmarks.
 """

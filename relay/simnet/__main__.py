@@ -18,6 +18,7 @@ from pathlib import Path
 from relay.simnet.corpus import Corpus
 from relay.simnet.http import HttpServer
 from relay.simnet.network import SimNetwork, control_app
+from relay.simnet.upstream import OUTBOX_EVENTS
 from relay.simnet.world import World, WorldSpec
 
 _STOP_S = 5.0
@@ -42,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
             base_port=options.base_port,
             blind_to=options.blind_to,
             gone_status=options.gone_status,
+            outbox_events=options.outbox_events,
         )
     except OSError as exc:
         sys.stderr.write(f"simnet: cannot listen on the ports from {options.base_port}: {exc}\n")
@@ -104,6 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--compact", action="store_true", help="keep CARs only: least memory, nothing can be written")
     parser.add_argument("--blind-to", type=int, default=0, help="the relay's listRepos lacks every n-th account")
     parser.add_argument("--gone-status", type=int, default=410, choices=(404, 410), help="PLC's answer for a tombstone")
+    parser.add_argument(
+        "--outbox-events", type=int, default=OUTBOX_EVENTS, help="how far a live subscriber may fall behind"
+    )
     parser.add_argument("--base-port", type=int, default=0, help="first of consecutive ports; 0: any free ones")
     parser.add_argument("--control-port", type=int, default=0)
     parser.add_argument("--until-stdin-closes", action="store_true", help="end when the standard input ends")

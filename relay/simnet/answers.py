@@ -40,12 +40,16 @@ class Feed(Protocol):
 
     handshake: tuple[tuple[str, str], ...]
     finished: bool  # after sending what is left: close
+    reset: bool  # ... with a TCP reset
 
     def received(self, data: bytes) -> bytes:
         """Take bytes of the client; return what to answer at once."""
 
     def pull(self) -> bytes:
         """Return the next bytes to send, empty when there are none now. Called again after each `HttpServer.wake_feeds`."""
+
+    def keepalive(self) -> bytes:
+        """Return what to send now and then, for a client that wants to see that somebody is there."""
 
     def closed(self) -> None:
         """The connection is gone."""

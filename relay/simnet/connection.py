@@ -18,6 +18,7 @@ MAX_HEAD_BYTES = 64 * 1024
 MAX_BODY_BYTES = 1024 * 1024
 _RECEIVE_BYTES = 64 * 1024
 _SLICE_S = 0.05  # a slow answer is sent in slices of this length
+_KEEPALIVE_S = 30.0  # between the pings of a stream
 
 _REASONS = {
     101: "Switching Protocols",
@@ -199,6 +200,7 @@ class Connection:
             if self._in:
                 rest, self._in = self._in, b""
                 self._out.append(memoryview(feed.received(rest)))
+            self._loop.after(_KEEPALIVE_S, self._keep_alive)
             self._send()
             return
         self._body_left = response.cut_at
@@ -277,7 +279,7 @@ class Connection:
         """Everything queued has been sent."""
         if self._feed is not None:
             if self._feed.finished:
-                self.close()
+                self.close(reset=self._feed.reset)
             return
         if self._close_after:
             self.close()
@@ -289,6 +291,12 @@ class Connection:
     def pump_feed(self) -> None:
         if self._feed is not None and not self._writing and not self.closed:
             self._send()
+
+    def _keep_alive(self) -> None:
+        if self._feed is not None and not self.closed:
+            if not self._writing:
+                self._reply(self._feed.keepalive())
+            self._loop.after(_KEEPALIVE_S, self._keep_alive)
 
     def _reply(self, data: bytes) -> None:
         if data:

@@ -1,7 +1,8 @@
 """What goes wrong, declared: which fault, where, how often; and a count of each that fired, so that a test can prove it did.
 
 Seeded: whether a fault with a rate below 1 fires depends on the seed, the place and how often that place was asked before, not
-on the order in which different places are asked. `pick` is called by the servers; `spoil` knows how a CAR is made wrong.
+on the order in which different places are asked. `pick` is called by the servers and by `telling`; `spoil` knows how a CAR is
+made wrong, `lies` how an event is, and `firehose` how a stream is.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from relay.simnet.block import car_head, cid_of, section
 
 
 class FaultKind(enum.StrEnum):
-    """Every fault; the comment names what `seconds`, `status`, `bytes` and `text` of it mean."""
+    """Every fault; the comment names what `seconds`, `status`, `bytes`, `text` and `count` of it mean, and what 0 stands for."""
 
     # Any answer
     TOO_MANY = "too_many"  # 429; seconds: Retry-After; text "html": a page without headers, as some front ends send
@@ -54,6 +55,41 @@ class FaultKind(enum.StrEnum):
     # Listings
     REPEAT_CURSOR = "repeat_cursor"  # the same cursor for ever
     FALSE_CLAIM = "false_claim"  # lists accounts of every other host too
+    # An event as it enters the log: what is wrong with it comes again at each replay
+    DROP_EVENT = "drop_event"  # it is never told
+    EVENT_BAD_SIGNATURE = "event_bad_signature"
+    EVENT_HIGH_S = "event_high_s"
+    EVENT_WRONG_DID = "event_wrong_did"  # a commit that names another DID, well signed
+    EVENT_FUTURE_REV = "event_future_rev"  # seconds: how far (a day); well signed
+    EVENT_MISSING_NODE = "event_missing_node"  # the last node on the way to the first op's path
+    EVENT_MISSING_RECORD = "event_missing_record"
+    EVENT_CORRUPT_BLOCK = "event_corrupt_block"  # one bit of the first piece
+    EVENT_OTHER_PREV_DATA = "event_other_prev_data"  # a claim that inversion refutes
+    EVENT_NO_PREV_DATA = "event_no_prev_data"  # as old PDS software told it: nothing is lost
+    EVENT_DOUBLE_PATH = "event_double_path"  # two ops on one path, as @atproto/pds tells create and update in one write
+    EVENT_TOO_BIG = "event_too_big"  # tooBig, with the commit block alone and no ops
+    # A further event after a right one, with a seq of its own: nothing is lost
+    EVENT_ROLLBACK = "event_rollback"  # a #sync of another tree with an earlier rev, well signed
+    EVENT_AGAIN = "event_again"  # the same event under another seq
+    UNKNOWN_FRAME = "unknown_frame"  # text: the type (#tombstone)
+    GARBAGE_FRAME = "garbage_frame"  # bytes that are no CBOR
+    OVERSIZE_FRAME = "oversize_frame"  # bytes: how many (5,500,000)
+    # A subscription
+    SILENT_CURSOR = "silent_cursor"  # neither OutdatedCursor nor FutureCursor is told, as indigo
+    OUTDATED_CURSOR = "outdated_cursor"  # told of any cursor, and the whole window is replayed
+    FUTURE_CURSOR = "future_cursor"  # told of any cursor
+    LOSE_WINDOW = "lose_window"  # the log is lost but for its newest events; count: how many of them are kept
+    # An event as it is sent to one subscriber: another connection gets it right
+    STREAM_CUT = "stream_cut"  # the connection ends within the frame; bytes: after so many of it (half of it)
+    STREAM_RESET = "stream_reset"  # TCP reset before the frame
+    STREAM_CLOSE = "stream_close"  # a close frame before it; count: the code (1001)
+    STREAM_SILENCE = "stream_silence"  # nothing more is sent, no pong either; seconds: for how long, then at the next event (0: for ever)
+    STREAM_TOO_SLOW = "stream_too_slow"  # ConsumerTooSlow, and the end
+    REPEAT_RANGE = "repeat_range"  # it comes again with those before it; count: how many in all (16)
+    REORDER = "reorder"  # it comes after the events that follow it; count: as do so many in all (1)
+    CORRUPT_FRAME = "corrupt_frame"  # its first byte is wrong
+    TEXT_FRAME = "text_frame"  # a text message before it
+    FRAGMENT = "fragment"  # in three parts with a ping between: allowed, and seldom seen
 
 
 CAR_FAULTS = frozenset(
@@ -72,16 +108,58 @@ CAR_FAULTS = frozenset(
 )
 DOCUMENT_FAULTS = frozenset({FaultKind.STALE_DOCUMENT, FaultKind.OTHER_DOCUMENT, FaultKind.NO_KEY, FaultKind.NO_PDS})
 LISTING_FAULTS = frozenset({FaultKind.REPEAT_CURSOR, FaultKind.FALSE_CLAIM})
-ANSWER_FAULTS = frozenset(FaultKind) - CAR_FAULTS - DOCUMENT_FAULTS - LISTING_FAULTS
+EVENT_FAULTS = frozenset(
+    {
+        FaultKind.DROP_EVENT,
+        FaultKind.EVENT_BAD_SIGNATURE,
+        FaultKind.EVENT_HIGH_S,
+        FaultKind.EVENT_WRONG_DID,
+        FaultKind.EVENT_FUTURE_REV,
+        FaultKind.EVENT_MISSING_NODE,
+        FaultKind.EVENT_MISSING_RECORD,
+        FaultKind.EVENT_CORRUPT_BLOCK,
+        FaultKind.EVENT_OTHER_PREV_DATA,
+        FaultKind.EVENT_NO_PREV_DATA,
+        FaultKind.EVENT_DOUBLE_PATH,
+        FaultKind.EVENT_TOO_BIG,
+        FaultKind.EVENT_ROLLBACK,
+        FaultKind.EVENT_AGAIN,
+        FaultKind.UNKNOWN_FRAME,
+        FaultKind.GARBAGE_FRAME,
+        FaultKind.OVERSIZE_FRAME,
+    }
+)
+SUBSCRIPTION_FAULTS = frozenset(
+    {FaultKind.SILENT_CURSOR, FaultKind.OUTDATED_CURSOR, FaultKind.FUTURE_CURSOR, FaultKind.LOSE_WINDOW}
+)
+STREAM_FAULTS = frozenset(
+    {
+        FaultKind.STREAM_CUT,
+        FaultKind.STREAM_RESET,
+        FaultKind.STREAM_CLOSE,
+        FaultKind.STREAM_SILENCE,
+        FaultKind.STREAM_TOO_SLOW,
+        FaultKind.REPEAT_RANGE,
+        FaultKind.REORDER,
+        FaultKind.CORRUPT_FRAME,
+        FaultKind.TEXT_FRAME,
+        FaultKind.FRAGMENT,
+    }
+)
+_FIREHOSE_FAULTS = EVENT_FAULTS | SUBSCRIPTION_FAULTS | STREAM_FAULTS
+ANSWER_FAULTS = frozenset(FaultKind) - CAR_FAULTS - DOCUMENT_FAULTS - LISTING_FAULTS - _FIREHOSE_FAULTS
+# Before an upgrade: what changes how a body is sent has no meaning there.
+HANDSHAKE_FAULTS = ANSWER_FAULTS - {FaultKind.SLOW, FaultKind.CUT}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
     """One fault and where it strikes; what is None strikes anywhere.
 
-    `endpoint`: getRepo, listRepos, ..., `plc` (DID documents), `subscribeRepos`. `host`: the number of a PDS, -1 for the
-    upstream relay, None also for PLC. `rate`: share of the requests, 0 to 1. `times`: firings in all; `per_did`: firings for
-    each DID (attempts after that succeed). `after`: requests that pass before the first.
+    `endpoint`: getRepo, listRepos, ..., `plc` (DID documents), `subscribeRepos` (subscriptions, and what is sent on them),
+    `#commit`, `#sync`, `#identity`, `#account` (events as they enter the log). `host`: the number of a PDS, -1 for the upstream
+    relay, None also for PLC; of an event the account's PDS. `rate`: share of the requests or events, 0 to 1. `times`: firings
+    in all; `per_did`: firings for each DID (attempts after that succeed). `after`: requests that pass before the first.
     """
 
     kind: FaultKind
@@ -96,6 +174,7 @@ class Fault:
     status: int = 503
     bytes: int = 0
     text: str = ""
+    count: int = 0
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Fault:
@@ -124,6 +203,7 @@ class FaultPlan:
     def __init__(self, faults: Iterable[Fault] = (), *, seed: int = 0) -> None:
         self.faults = tuple(faults)
         self.seed = seed
+        self._kinds = frozenset(fault.kind for fault in self.faults)
         self._lock = threading.Lock()  # guards the counters
         self._asked: Counter[tuple[int, Place]] = Counter()
         self._passed: Counter[int] = Counter()
@@ -132,6 +212,8 @@ class FaultPlan:
 
     def pick(self, kinds: frozenset[FaultKind], place: Place) -> Fault | None:
         """Return the fault that strikes this request, and count it as fired."""
+        if not self.has(kinds):
+            return None
         with self._lock:
             for index, fault in enumerate(self.faults):
                 if fault.kind in kinds and _matches(fault, place) and self._strikes(index, fault, place):
@@ -139,6 +221,10 @@ class FaultPlan:
                     self._fired_for[index, place.did] += 1
                     return fault
         return None
+
+    def has(self, kinds: frozenset[FaultKind]) -> bool:
+        """Whether any of these kinds is declared at all."""
+        return not self._kinds.isdisjoint(kinds)
 
     def take_back(self, fault: Fault, place: Place) -> None:
         """A picked fault could not be committed (no record to leave out): it did not fire."""

@@ -40,6 +40,7 @@ class HttpServer(ServiceThread):
         self._connections: set[Connection] = set()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_count = 0
+        self._feeds_called = False
         self.failures: list[str] = []  # exceptions of apps: a bug of ours, which tests look for
         self._date = ("", 0.0)
 
@@ -61,6 +62,10 @@ class HttpServer(ServiceThread):
         """Close a port and its connections: connecting is refused from now on."""
         self.call(lambda: self._remove_listeners(port))
 
+    def cut(self, port: int) -> None:
+        """Close the connections of a port; it goes on to listen."""
+        self.call(lambda: self._close_connections(port))
+
     def call(self, action: Callable[[], None]) -> None:
         """Run something in the loop's thread."""
         self._calls.append(action)
@@ -68,7 +73,9 @@ class HttpServer(ServiceThread):
 
     def wake_feeds(self) -> None:
         """Let every feed look for something new to send."""
-        self.call(self._pump_feeds)
+        if not self._feeds_called:
+            self._feeds_called = True
+            self.call(self._pump_feeds)
 
     def wake(self) -> None:
         try:
@@ -143,6 +150,9 @@ class HttpServer(ServiceThread):
         for listener in self._listeners.pop(port, ()):
             self._selector.unregister(listener)
             listener.close()
+        self._close_connections(port)
+
+    def _close_connections(self, port: int) -> None:
         for connection in tuple(self._connections):
             if connection.port == port:
                 connection.close()
@@ -161,6 +171,7 @@ class HttpServer(ServiceThread):
         self._connections.add(Connection(self, sock, port, app))
 
     def _pump_feeds(self) -> None:
+        self._feeds_called = False  # before the feeds look: what is added now calls again
         for connection in tuple(self._connections):
             connection.pump_feed()
 

@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from relay.simnet.answers import App, Request, Response, json_response
+from relay.simnet.author import Mix
 from relay.simnet.corpus import Corpus
-from relay.simnet.events import EventLog
+from relay.simnet.events import Event, EventLog
 from relay.simnet.faults import Fault, FaultPlan
 from relay.simnet.http import HttpServer
 from relay.simnet.pds import Pds, RateLimit
 from relay.simnet.plc import Plc
 from relay.simnet.repo import CompactRepo
 from relay.simnet.traffic import Traffic
-from relay.simnet.upstream import UPSTREAM, Upstream
+from relay.simnet.upstream import OUTBOX_EVENTS, UPSTREAM, Upstream
 from relay.simnet.views import style_of
 from relay.simnet.world import AccountTruth, World, WorldSpec, Written
+from relay.simnet.writers import Writers
 
 _STOP_S = 5.0
 
@@ -44,10 +46,11 @@ class SimNetwork:
         base_port: int = 0,
         blind_to: int = 0,
         gone_status: int = 410,
+        outbox_events: int = OUTBOX_EVENTS,
     ) -> None:
         """Listen, but answer only after `start`. Raise OSError when a port is taken.
 
-        `plain`: all PDSes send with a length and without gzip (cheapest). See `Upstream` and `Plc` for the last two.
+        `plain`: all PDSes send with a length and without gzip (cheapest). See `Upstream` and `Plc` for the last three.
         """
         self.plan = faults or FaultPlan()
         self.traffic = Traffic()
@@ -74,12 +77,26 @@ class SimNetwork:
         self.log.listeners.append(self._server.wake_feeds)
         self.plc_url = f"http://localhost:{plc_port}"
         self.relay_url = f"http://localhost:{self._ports[UPSTREAM]}"
-        murmur = self.network.murmur if isinstance(self.network, World) else None
+        murmur: Callable[[], object] | None = None
+        on_lost: Callable[[Sequence[Event]], None] = _nobody_lost
+        if isinstance(self.network, World):
+            murmur, on_lost = self.network.murmur, self.network.teller.lost
+            self.network.teller.plan = self.plan
+        self._writers = Writers(self.network) if isinstance(self.network, World) else None
         plan, traffic, network = self.plan, self.traffic, self.network
         self._pdses = [Pds(network, host, plan, traffic, style=style_of(host, plain=plain)) for host in range(hosts)]
         self._plcs = [Plc(network, plan, traffic, gone_status=gone_status)]
         self._plcs += [Plc(network, plan, traffic, web_did=did, gone_status=gone_status) for did in web_dids]
-        self._upstream = Upstream(network, self.log, plan, traffic, murmur=murmur, blind_to=blind_to)
+        self._upstream = Upstream(
+            network,
+            self.log,
+            plan,
+            traffic,
+            murmur=murmur,
+            blind_to=blind_to,
+            outbox_events=outbox_events,
+            on_lost=on_lost,
+        )
         self._apps["relay"] = self._upstream
         self._apps["plc"] = self._plcs[0]
         self._apps |= {f"pds{host}": pds for host, pds in enumerate(self._pdses)}
@@ -92,7 +109,14 @@ class SimNetwork:
         self._server.start()
 
     def stop(self) -> None:
-        """End the server thread. Raise RuntimeError if it hangs, or if a handler failed: a bug in this package."""
+        """End all threads. Raise RuntimeError if one hangs, or if a handler or a writer failed: a bug in this package."""
+        try:
+            if self._writers is not None:
+                self._writers.stop()
+        finally:
+            self._stop_server()
+
+    def _stop_server(self) -> None:
         self.log.listeners.clear()
         if not self._started:
             self._server.discard()
@@ -149,6 +173,8 @@ class SimNetwork:
             for plc in self._plcs:
                 plc.plan = plan
             self._upstream.plan = plan
+            if isinstance(self.network, World):
+                self.network.teller.plan = plan
         return plan
 
     def fault_counts(self) -> dict[str, int]:
@@ -157,6 +183,48 @@ class SimNetwork:
 
     def write(self, commits: int, dids: Sequence[str] | None = None) -> Written:
         return self.world.write_some(commits, dids)
+
+    def start_writers(
+        self, rate: float, *, threads: int = 1, mix: Mix | None = None, dids: Sequence[str] | None = None, seed: int = 0
+    ) -> None:
+        """Let accounts be written `rate` times a second until `stop_writers`; see `Writers.start`."""
+        self._all_writers().start(rate, threads=threads, mix=mix, dids=dids, seed=seed)
+
+    def stop_writers(self) -> dict[str, int]:
+        """End the writers; return what they did since the beginning, by the names of `Mix`."""
+        return self._all_writers().stop()
+
+    def written(self) -> dict[str, int]:
+        """Return what the writers did so far, by the names of `Mix`."""
+        return self._all_writers().done()
+
+    def quiesce(self, *, settle: bool = False) -> int:
+        """End the writers and return the newest seq: an event that no fault struck in the log, behind everything else.
+
+        `settle`: tell before it what was dropped or told wrong (see `World.settle`), so that a listener that has done
+        everything up to this seq can know the whole truth. Faults of streams stay in force: end them with `set_faults`.
+        """
+        self._all_writers().stop()
+        if settle:
+            self.world.settle()
+        return self.world.murmur()
+
+    def lose_window(self, keep: int = 0) -> int:
+        """Let the relay forget its log but for the newest events; return how many it lost."""
+        return self.log.lose(keep)
+
+    def renumber(self, first_seq: int) -> None:
+        """Let the relay forget its log and go on with other numbers, as one that lost its state."""
+        self.log.renumber(first_seq)
+
+    def disconnect(self) -> None:
+        """Cut all connections of the relay; it goes on to listen."""
+        self._server.cut(self._ports[UPSTREAM])
+
+    def _all_writers(self) -> Writers:
+        if self._writers is None:
+            raise TypeError("this network serves a corpus: nobody can write")
+        return self._writers
 
     def set_rate_limit(self, host: int, limit: int, window_s: float, *, silent: bool = False) -> None:
         """Limit a PDS; a limit of 0 ends it."""
@@ -196,6 +264,34 @@ class SimNetwork:
             case "write":
                 written = self.write(command["commits"], command.get("dids"))
                 return {"creates": written.creates, "updates": written.updates, "deletes": written.deletes}
+            case "start_writers":
+                mix = Mix.from_json(command.get("mix") or {})
+                threads, seed = command.get("threads", 1), command.get("seed", 0)
+                self.start_writers(command["rate"], threads=threads, mix=mix, dids=command.get("dids"), seed=seed)
+            case "stop_writers":
+                return self.stop_writers()
+            case "written":
+                return self.written()
+            case "quiesce":
+                return {"seq": self.quiesce(settle=command.get("settle", False))}
+            case "newest_seq":
+                return {"seq": self.log.newest_seq}
+            case "lose_window":
+                return {"lost": self.lose_window(command.get("keep", 0))}
+            case "renumber":
+                self.renumber(command["first_seq"])
+            case "disconnect":
+                self.disconnect()
+            case "commit":
+                commit = self.world.write(command["did"], command["changes"])
+                return {"rev": commit.rev, "seq": self.log.newest_seq}
+            case "import_records":
+                return {"rev": self.world.import_records(command["did"], command["changes"]).rev}
+            case "create_account":
+                changes = command.get("changes")
+                return {"did": self.world.create_account(host=command.get("host", 0), changes=changes)}
+            case "set_handle":
+                self.world.set_handle(command["did"], command["handle"])
             case "add_large_record":
                 return {"path": self.world.add_large_record(command["did"], command["bytes"])}
             case "set_status":
@@ -234,10 +330,14 @@ def control_app(network: SimNetwork) -> App:
             return json_response({"error": "NotFound", "message": "POST /_control"}, 404)
         try:
             return json_response(network.control(json.loads(request.body)))
-        except (UnknownCommand, CompactRepo, KeyError, ValueError, IndexError, TypeError) as exc:
+        except (UnknownCommand, CompactRepo, LookupError, ValueError, TypeError, RuntimeError) as exc:
             return json_response({"error": type(exc).__name__, "message": str(exc)}, 400)
 
     return answer
+
+
+def _nobody_lost(_events: Sequence[Event]) -> None:
+    """A corpus tells no events, so nobody misses one."""
 
 
 def _truth_json(account: AccountTruth) -> dict[str, Any]:

@@ -173,7 +173,7 @@ class Pds:
         if fault is not None and fault.kind is FaultKind.FALSE_CLAIM:
             accounts += [a for a in self._network.everyone() if a.host != self._host]
         cursor = request.param("cursor")
-        start = _place_after(cursor, accounts) if cursor else 0
+        start = self._place_after(cursor, accounts) if cursor else 0
         page = accounts[start : start + limit]
         answer: dict[str, Any] = {"repos": [listing_entry(account) for account in page]}
         if (page and start + limit < len(accounts)) or _repeats(fault):
@@ -181,14 +181,22 @@ class Pds:
             answer["cursor"] = f"{_FIRST_MILLIS}::{last.did}"
         return json_response(answer)
 
+    def _place_after(self, cursor: str, accounts: list[Hosted]) -> int:
+        """Return how many of the accounts a cursor has passed. Its own account may have gone since the last page."""
+        did = cursor.partition("::")[2]
+        place = next((place for place, account in enumerate(accounts) if account.did == did), None)
+        if place is not None:
+            return place + 1
+        passed: set[str] = set()
+        for account in self._network.everyone():
+            passed.add(account.did)
+            if account.did == did:
+                return sum(account.did in passed for account in accounts)
+        return len(accounts)
+
 
 def _repeats(fault: Fault | None) -> bool:
     return fault is not None and fault.kind is FaultKind.REPEAT_CURSOR
-
-
-def _place_after(cursor: str, accounts: list[Hosted]) -> int:
-    did = cursor.partition("::")[2]
-    return next((place + 1 for place, account in enumerate(accounts) if account.did == did), len(accounts))
 
 
 def _too_many(headers: tuple[tuple[str, str], ...]) -> Response:

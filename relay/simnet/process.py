@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from relay.simnet.author import Mix
 from relay.simnet.faults import Fault
+from relay.simnet.upstream import OUTBOX_EVENTS
 from relay.simnet.world import AccountTruth, WorldSpec, Written
 
 _STOP_S = 10.0
@@ -36,11 +38,12 @@ class SimProcess:
         compact: bool = False,
         base_port: int = 0,
         blind_to: int = 0,
+        outbox_events: int = OUTBOX_EVENTS,
         start_deadline_s: float = 120.0,
     ) -> None:
         """Start it and wait until everything is built. `compact`: CARs only, nothing can be written (least memory)."""
         command = [sys.executable, "-m", "relay.simnet", "--until-stdin-closes", "--base-port", str(base_port)]
-        command += ["--blind-to", str(blind_to)]
+        command += ["--blind-to", str(blind_to), "--outbox-events", str(outbox_events)]
         if corpus is not None:
             command += ["--corpus", str(corpus)]
         elif spec is not None:
@@ -119,6 +122,40 @@ class SimProcess:
 
     def write(self, commits: int, dids: Sequence[str] | None = None) -> Written:
         return Written(**self.control(do="write", commits=commits, dids=dids))
+
+    def start_writers(
+        self, rate: float, *, threads: int = 1, mix: Mix | None = None, dids: Sequence[str] | None = None, seed: int = 0
+    ) -> None:
+        told = None if mix is None else mix.to_json()
+        self.control(do="start_writers", rate=rate, threads=threads, mix=told, dids=dids, seed=seed)
+
+    def stop_writers(self) -> dict[str, int]:
+        return self.control(do="stop_writers")
+
+    def written(self) -> dict[str, int]:
+        return self.control(do="written")
+
+    def quiesce(self, *, settle: bool = False) -> int:
+        seq: int = self.control(do="quiesce", settle=settle)["seq"]
+        return seq
+
+    def newest_seq(self) -> int:
+        seq: int = self.control(do="newest_seq")["seq"]
+        return seq
+
+    def lose_window(self, keep: int = 0) -> int:
+        lost: int = self.control(do="lose_window", keep=keep)["lost"]
+        return lost
+
+    def renumber(self, first_seq: int) -> None:
+        self.control(do="renumber", first_seq=first_seq)
+
+    def disconnect(self) -> None:
+        self.control(do="disconnect")
+
+    def create_account(self, *, host: int = 0, changes: dict[str, Any] | None = None) -> str:
+        did: str = self.control(do="create_account", host=host, changes=changes)["did"]
+        return did
 
     def silence(self, host: int) -> None:
         self.control(do="silence", host=host)

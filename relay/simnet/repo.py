@@ -174,7 +174,7 @@ class Repo:
 
     def blocks(self, order: CarOrder = CarOrder.REFERENCE) -> Iterator[tuple[bytes, bytes]]:
         """Yield every block of the repo once, in this order."""
-        self._must_be_whole()
+        self.must_be_whole()
         match order:
             case CarOrder.PRE_ORDER:
                 return iter(self._pre_order())
@@ -217,7 +217,7 @@ class Repo:
 
     def _live_tree(self) -> LiveTree:
         """Return the tree that writes go to. A repo that is only read never needs one."""
-        self._must_be_whole()
+        self.must_be_whole()
         if not isinstance(self.tree, LiveTree):
             self.tree = LiveTree({path: record.cid for path, record in self.records.items()})
         return self.tree
@@ -237,7 +237,8 @@ class Repo:
     def _age_and_cid(self, item: tuple[bytes, bytes]) -> tuple[str, bytes]:
         return self.written_at.get(item[0], ""), item[0]
 
-    def _must_be_whole(self) -> None:
+    def must_be_whole(self) -> None:
+        """Raise CompactRepo if this repo cannot be written."""
         if self.compact:
             raise CompactRepo(f"{self.did} is compact: its blocks are gone")
 

@@ -16,10 +16,12 @@ from itertools import accumulate
 from typing import Any
 
 from relay.simnet.block import cid_of, cid_text, encode, tid, tid_time_us
-from relay.simnet.events import EventLog
+from relay.simnet.drawing import draw_create, draw_delete, draw_update
+from relay.simnet.events import EventLog, account_payload, identity_payload, sync_payload
 from relay.simnet.keys import Curve, SigningKey, make_key
 from relay.simnet.records import RecordStream, Surroundings, padded_record, random_plc_did
 from relay.simnet.repo import Commit, Record, Repo
+from relay.simnet.telling import Teller
 from relay.simnet.views import Document
 
 MAX_RECORD_BYTES = 1024 * 1024
@@ -42,6 +44,7 @@ class WorldSpec:
     p256_share: float = 0.1
     inactive_share: float = 0.03
     replay_window: int = 20_000  # events
+    purge_deleted: bool = True  # a deleted account's earlier events leave the replay window
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +91,14 @@ class Account:
             self._repo = self.build(self)
         return self._repo
 
+    def found(self, repo: Repo) -> None:
+        """Take this as the account's repo, instead of the one that would be built."""
+        self._repo = repo
+
+    @property
+    def is_active(self) -> bool:
+        return not self.status and not self.tombstoned
+
     @property
     def rev(self) -> str:
         return self.repo.rev
@@ -131,6 +142,7 @@ class World:
         self.lock = threading.RLock()
         self.host_urls: list[str] = [f"http://localhost:{1 + host}" for host in range(spec.hosts)]
         self.log = EventLog(first_seq=1000 + spec.seed % 1000, window=spec.replay_window)
+        self.teller = Teller(self.log)
         self._now_us = now_us
         self._writer = random.Random(f"{spec.seed}/writer")
         rng = random.Random(f"{spec.seed}/accounts")
@@ -201,13 +213,22 @@ class World:
     # Writing
 
     def write(self, did: str, changes: Mapping[str, Any]) -> Commit:
-        """Commit changes of one repo (`collection/rkey` -> record, raw block, or None to delete) and tell the firehose."""
+        """Commit changes of one repo (`collection/rkey` -> record, raw block, or None to delete) and tell the firehose.
+
+        No changes at all: an empty commit. Raise KeyError for a delete of what is not there.
+        """
         with self.lock:
             account = self._by_did[did]
-            repo = account.repo
-            blocks = {path.encode(): _as_block(value) for path, value in changes.items()}
-            commit = repo.write(blocks, self._next_rev(repo))
-            self.log.add_commit(did, commit, self._now_us())
+            commit = self._commit(account, changes)
+            self.teller.commit(account.repo, commit, account.host, self._now_us())
+            return commit
+
+    def import_records(self, did: str, changes: Mapping[str, Any]) -> Commit:
+        """Change a repo as an import or a repair does: a `#sync` tells that its data is another, and no `#commit` tells how."""
+        with self.lock:
+            account = self._by_did[did]
+            commit = self._commit(account, changes)
+            self.teller.sync(account.repo, account.host, self._now_us())
             return commit
 
     def write_some(self, commits: int, dids: Sequence[str] | None = None) -> Written:
@@ -215,7 +236,7 @@ class World:
         done = {"create": 0, "update": 0, "delete": 0}
         with self.lock:
             pool = [self._by_did[did] for did in dids] if dids is not None else self.accounts
-            active = [account for account in pool if not account.status and not account.tombstoned]
+            active = [account for account in pool if account.is_active]
             for _ in range(commits):
                 account = self._writer.choice(active)
                 for op in self.write(account.did, self._draw_change(account)).ops:
@@ -228,41 +249,90 @@ class World:
         self.write(did, {path: padded_record(block_bytes)})
         return path
 
+    def create_account(self, *, host: int = 0, changes: Mapping[str, Any] | None = None) -> str:
+        """Make a brand-new account and tell of it as a PDS does: `#identity`, `#account`, first `#commit`, `#sync`.
+
+        `changes`: the records that the first commit creates; a reference PDS has none in it. Return the DID.
+        """
+        with self.lock:
+            rng = self._writer
+            did = random_plc_did(rng)
+            index = len(self.accounts)
+            account = Account(
+                index=index,
+                did=did,
+                handle=f"user{index}.test",
+                host=host,
+                key=make_key(rng, Curve.P256 if rng.random() < self.spec.p256_share else Curve.K256),
+                status="",
+                records=len(changes or ()),
+                build=self._build,
+            )
+            records: dict[bytes, Record] = {}
+            for path, value in (changes or {}).items():
+                block = value if isinstance(value, bytes) else encode(value)
+                records[path.encode()] = Record(cid_of(block), block)
+            account.found(Repo(did, account.key, records, tid(self._now_us(), index & 1023)))
+            self.accounts.append(account)
+            self._by_did[did] = account
+            self.teller.identity(did, account.handle, host, self._now_us())
+            self.teller.account(did, "", host, self._now_us())
+            self.teller.commit(account.repo, account.repo.first_commit(), host, self._now_us())
+            self.teller.sync(account.repo, host, self._now_us())
+            return did
+
     def set_status(self, did: str, status: str) -> None:
-        """Deactivate, take down, suspend, delete, or (empty) activate an account."""
+        """Deactivate, take down, suspend, delete, or (empty) activate an account.
+
+        An activation tells `#account`, `#identity`, `#sync`, as a reference PDS; a deletion takes the account's earlier events
+        out of the log (`WorldSpec.purge_deleted`). An account that comes back has the records that it had.
+        """
         with self.lock:
             account = self._by_did[did]
+            is_return = bool(account.status) and not status
             account.status = status
-            self.log.add_account(did, status, self._now_us())
+            if status == "deleted" and self.spec.purge_deleted:
+                self.log.purge(did)
+            self.teller.account(did, status, account.host, self._now_us())
+            if is_return:
+                self.teller.identity(did, account.handle, account.host, self._now_us())
+                self.teller.sync(account.repo, account.host, self._now_us())
 
     def tombstone(self, did: str) -> None:
         """End a DID: its PLC document goes, and its PDS knows it no more."""
         with self.lock:
             account = self._by_did[did]
             account.tombstoned = True
-            self.log.add_account(did, "deleted", self._now_us())
+            self.teller.account(did, "deleted", account.host, self._now_us())
+
+    def set_handle(self, did: str, handle: str) -> None:
+        with self.lock:
+            account = self._by_did[did]
+            account.handle = handle
+            self.teller.identity(did, handle, account.host, self._now_us())
 
     def rotate_key(self, did: str, curve: Curve = Curve.K256) -> None:
         """Give an account another signing key: `#identity`, then `#sync` with the same tree under a new commit."""
         with self.lock:
             account = self._by_did[did]
-            repo = account.repo
-            self._remember_document(account)
-            account.key = make_key(random.Random(f"{did}/{len(account.past_documents)}"), curve)
-            repo.sign_again(account.key, self._next_rev(repo))
-            self.log.add_identity(did, account.handle, self._now_us())
-            self.log.add_sync(did, repo.commit_cid, repo.commit_block, repo.rev, self._now_us())
+            self._change_key(account, curve)
+            self.teller.identity(did, account.handle, account.host, self._now_us())
+            self.teller.sync(account.repo, account.host, self._now_us())
 
     def migrate(self, did: str, host: int) -> None:
-        """Move an account to another PDS; the old one answers RepoNotFound from then on."""
+        """Move an account to another PDS, with another signing key; the old one answers RepoNotFound from then on.
+
+        Tells `#identity`, `#account`, `#sync`. As at a reference PDS the rev outside of that last commit is not the one in it,
+        and the next commit follows upon the inner one.
+        """
         with self.lock:
             account = self._by_did[did]
-            repo = account.repo
-            self._remember_document(account)
+            self._change_key(account, account.key.curve)
             account.host = host
-            self.log.add_identity(did, account.handle, self._now_us())
-            self.log.add_account(did, account.status, self._now_us())
-            self.log.add_sync(did, repo.commit_cid, repo.commit_block, repo.rev, self._now_us())
+            self.teller.identity(did, account.handle, host, self._now_us())
+            self.teller.account(did, account.status, host, self._now_us())
+            outer_rev = tid(tid_time_us(account.rev) + 1, 0)
+            self.teller.sync(account.repo, host, self._now_us(), outer_rev=outer_rev)
 
     def name_pds(self, did: str, origin: str | None) -> None:
         """Let the DID document name any origin: a host without DNS, a private address. None: the true one again."""
@@ -271,11 +341,45 @@ class World:
             self._remember_document(account)
             account.pds_override = origin
 
-    def murmur(self) -> None:
-        """Tell one harmless `#identity`, as a real network does all the time: a new subscriber learns the newest seq from it."""
+    def murmur(self) -> int:
+        """Tell one harmless `#identity`, as a real network does all the time, and return its seq. No fault strikes it.
+
+        A new subscriber learns the newest seq from it, and one that waits for everything knows by it that there is no more.
+        """
         with self.lock:
             account = self._writer.choice(self.accounts)
-            self.log.add_identity(account.did, account.handle, self._now_us())
+            payload = identity_payload(account.did, account.handle)
+            return self.teller.honestly("identity", account.did, payload, self._now_us()).seq
+
+    def settle(self) -> int:
+        """Tell again, and truly, what was dropped or told wrong last of an account; return of how many accounts.
+
+        Without it only a comparison of all revs and statuses finds these: no later event shows that something is missing.
+        """
+        with self.lock:
+            unheard = self.teller.unheard()
+            for did, aspects in unheard.items():
+                account, now_us = self._by_did[did], self._now_us()
+                repo = account.repo
+                if "identity" in aspects:
+                    self.teller.honestly("identity", did, identity_payload(did, account.handle), now_us)
+                if "status" in aspects:
+                    status = "deleted" if account.tombstoned else account.status
+                    self.teller.honestly("account", did, account_payload(did, status), now_us)
+                if "repo" in aspects:
+                    payload = sync_payload(did, repo.commit_cid, repo.commit_block, repo.rev)
+                    self.teller.honestly("sync", did, payload, now_us)
+            return len(unheard)
+
+    def _commit(self, account: Account, changes: Mapping[str, Any]) -> Commit:
+        blocks = {path.encode(): _as_block(value) for path, value in changes.items()}
+        return account.repo.write(blocks, self._next_rev(account.repo))
+
+    def _change_key(self, account: Account, curve: Curve) -> None:
+        """Give an account another key and sign its repo with it."""
+        self._remember_document(account)
+        account.key = make_key(random.Random(f"{account.did}/{len(account.past_documents)}"), curve)
+        account.repo.sign_again(account.key, self._next_rev(account.repo))
 
     # Drawing
 
@@ -309,18 +413,13 @@ class World:
         return Repo(account.did, account.key, records, tid(stream.time_us, account.index & 1023))
 
     def _draw_change(self, account: Account) -> dict[str, Any]:
-        rng = self._writer
-        paths = account.repo.paths()
-        pick = rng.random()
-        if pick < 0.3 and paths:
-            path = rng.choice(paths).decode()
-            value = {**self._stream_now().next()[2], "$type": path.split("/")[0]}
-            return {path: None if pick < 0.15 else value}
-        collection, rkey, value = self._stream_now().next()
-        return {f"{collection}/{rkey}": value}
+        pick = self._writer.random()
+        draw = draw_create if pick >= 0.3 else draw_delete if pick < 0.15 else draw_update
+        return draw(self._writer, account.repo, self.new_records(self._writer))
 
-    def _stream_now(self) -> RecordStream:
-        return RecordStream(self._writer, self._around, start_us=self._now_us() - 10**8)
+    def new_records(self, rng: random.Random) -> RecordStream:
+        """Return records of now, drawn from another source than the world's own."""
+        return RecordStream(rng, self._around, start_us=self._now_us() - 10**8)
 
     def _next_rev(self, repo: Repo) -> str:
         return tid(max(self._now_us(), tid_time_us(repo.rev) + 1), self.spec.seed & 1023)

@@ -14,7 +14,10 @@ from relay.simnet.faults import (
     ANSWER_FAULTS,
     CAR_FAULTS,
     DOCUMENT_FAULTS,
+    EVENT_FAULTS,
     LISTING_FAULTS,
+    STREAM_FAULTS,
+    SUBSCRIPTION_FAULTS,
     Fault,
     FaultKind,
     FaultPlan,
@@ -31,7 +34,15 @@ def _place(did: str, endpoint: str = "getRepo", host: int | None = 0) -> Place:
 
 
 def test_every_kind_belongs_to_one_group() -> None:
-    groups = (ANSWER_FAULTS, CAR_FAULTS, DOCUMENT_FAULTS, LISTING_FAULTS)
+    groups = (
+        ANSWER_FAULTS,
+        CAR_FAULTS,
+        DOCUMENT_FAULTS,
+        LISTING_FAULTS,
+        EVENT_FAULTS,
+        SUBSCRIPTION_FAULTS,
+        STREAM_FAULTS,
+    )
     assert sum(map(len, groups)) == len(FaultKind)
     assert frozenset().union(*groups) == frozenset(FaultKind)
 
