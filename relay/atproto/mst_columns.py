@@ -31,8 +31,9 @@ from relay.atproto.limits import DEFAULT_LIMITS, Limits
 from relay.atproto.mst import EMPTY_NODE, Page, Range, Run, Tally, key_depth, overlaps
 from relay.atproto.syntax import is_nsid
 
-# Records that are checked and given out together. Larger pages leave the processor's cache, smaller ones cost more calls.
-PAGE_RECORDS: Final = 2048
+# Records that are checked, given out and encoded together. Larger pages leave the processor's cache (4,096: JSON takes 25 % longer),
+# smaller ones cost more calls.
+PAGE_RECORDS: Final = 1024
 
 _KEY_CHARS: Final = rb"[-.0-:A-Z_a-z~/]*"  # of record keys, which collections share, and the slash
 _HEAD: Final = rb"\xa4ak(X?.)(" + _KEY_CHARS + rb")ap(\x18?.)at"
