@@ -157,12 +157,15 @@ class StreamReader:
         self._has_come = False  # an event above the newest, on this connection
         self._caught_up_us: int | None = None
         self._bad_at: tuple[int, int | None] | None = None  # (era, newest): reconnected for a bad frame behind it
+        self._bad_seen = 0  # bad frames there, on this connection
+        self._bad_kept = 0  # ... and how many of them are kept
         self._told: str | None = None  # the last error frame, until an event comes: the same one again is no news
 
     def connected(self, now_us: int) -> None:
         """A connection is open, with `newest` as its cursor."""
         self._connected_us = now_us
         self._has_come = False
+        self._bad_seen = 0
         self._opening = None if self.newest is None else _Opening(now_us)
 
     def event(self, seq: int, time_us: int | None, now_us: int) -> tuple[Action, ...]:
@@ -183,11 +186,20 @@ class StreamReader:
         return self._above(self._opening, seq, time_us, now_us, before, before_time_us)
 
     def undecodable(self, why: str) -> tuple[Action, ...]:
-        """A frame that has no meaning and no seq (bad CBOR, text, oversize). Reconnect once from before it; then keep it."""
+        """A frame that has no meaning and no seq (bad CBOR, text, oversize). Reconnect once from before it; then keep it.
+
+        However many such frames stand at one place, and whatever they are: one reconnect for all, and each is kept once, also
+        when connections are lost before an event comes behind them. No action: it is kept already.
+        """
         place = (self.era, self.newest)
         if self._bad_at == place:
+            self._bad_seen += 1
+            if self._bad_seen <= self._bad_kept:
+                return ()
+            self._bad_kept = self._bad_seen
             return (KeepBadFrame(self.newest, why),)
         self._bad_at = place
+        self._bad_kept = 0
         return (*self._judge_now(), self._again(self._backoff.next_delay_s()))
 
     def error_frame(self, error: str, message: str | None) -> tuple[Action, ...]:

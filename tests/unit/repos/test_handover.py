@@ -202,12 +202,10 @@ STEPS = st.lists(
 @given(steps=STEPS, snapshot=st.integers(0, 6))
 def test_it_does_what_the_model_does(steps: list[tuple[str, int]], snapshot: int) -> None:
     both = Both()
-    newest = seq = 0
-    tree = 0
-    for step, number in steps:
+    newest = tree = 0
+    for seq, (step, number) in enumerate(steps, 1):
         if both.handover.is_lost or both.handover.is_over:
             break
-        seq += 1
         if step == "commit":
             newest += 1
             before = newest - 1
@@ -272,15 +270,16 @@ def test_synced_waits_for_what_was_buffered_before_the_end_and_not_for_late_even
     handover.live(commit(2))
     handover.end_acknowledged(Chain(rev(1), data(1)))
     assert handover.live(commit(3)).holds_cursor
-    assert not handover.is_synced
+    seen = [(handover.is_synced, handover.is_over)]
     handover.drain()
-    assert not handover.is_synced  # forwarded, not delivered
+    seen.append((handover.is_synced, handover.is_over))  # forwarded, not delivered
     handover.delivered(2)
-    assert handover.is_synced
-    assert not handover.is_over  # a live event would overtake commit 3
+    seen.append((handover.is_synced, handover.is_over))  # a live event would overtake commit 3
     step = handover.drain()
-    assert step is not None and step.held_cursor
-    assert handover.is_over
+    assert step is not None
+    assert step.held_cursor
+    seen.append((handover.is_synced, handover.is_over))
+    assert seen == [(False, False), (False, False), (True, False), (True, True)]
 
 
 def test_a_break_in_the_chain_loses_the_rest() -> None:
@@ -289,8 +288,10 @@ def test_a_break_in_the_chain_loses_the_rest() -> None:
     handover.live(commit(3))
     handover.live(commit(4))
     step = handover.drain()
-    assert step is not None and step.verdict is Verdict.BROKEN
-    assert handover.is_lost and not handover.is_synced
+    assert step is not None
+    assert step.verdict is Verdict.BROKEN
+    assert handover.is_lost
+    assert not handover.is_synced
     assert [event.seq for event in handover.give_up()] == [4]
     assert handover.drain() is None
 

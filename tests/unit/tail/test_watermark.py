@@ -70,7 +70,8 @@ def test_a_frame_is_finished_once() -> None:
         with pytest.raises(SeqNotOpen):
             mark.finish(seq)
     assert mark.cursor == 0
-    assert mark.is_open(1) and not mark.is_open(2)
+    assert mark.is_open(1)
+    assert not mark.is_open(2)
 
 
 def test_gaps_in_seq_cost_no_distance() -> None:
