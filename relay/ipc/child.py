@@ -25,7 +25,6 @@ from relay.observe.log import get_logger
 
 log = get_logger(__name__)
 
-EXIT_COULD_NOT_START = 78  # sysexits EX_CONFIG: never retried in a tight loop
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 READ_BYTES = 256 * 1024
 _BY_DESCRIPTOR = "/proc/self/fd/"

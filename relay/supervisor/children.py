@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from relay.backfill.messages import Stop, to_wire
-from relay.ipc.child import EXIT_COULD_NOT_START, ChildProcess
+from relay.ipc.child import ChildProcess
+from relay.errors import Blame, RelayError
 from relay.observe.log import get_logger
 from relay.runtime.backoff import Backoff
 
 log = get_logger(__name__)
 
 STEADY_S = 10.0
+STILLBORN_S = 1.0
+STILLBORN_TIMES = 10
 
 
-class CannotStart(RuntimeError):
-    """A child says that it can never start (a broken installation): trying again would only loop."""
+class CannotStart(RelayError):
+    """A kind of child dies at once, every time: a broken installation, and trying again would only loop."""
+
+    reason, blame = "cannot_start", Blame.OPERATOR
 
 
 @dataclass(slots=True)
@@ -30,6 +36,7 @@ class _Seat:
     child: ChildProcess | None = None
     start_at: float = 0.0
     restarts: int = 0
+    stillborn: int = 0  # times in a row that it ended right after its start by itself
     load: int = 0  # requests sent and not answered, of fetch children
 
 
@@ -75,8 +82,11 @@ class ChildSeats:
         if self._stopping:
             return
         log.warning("child_died", child=child.name, why=why, lived_s=round(lived_s, 1))
-        if code == EXIT_COULD_NOT_START:
-            raise CannotStart(f"{child.name} cannot start (exit {code}): see its lines above")
+        seat.stillborn = seat.stillborn + 1 if lived_s < STILLBORN_S and code != -signal.SIGKILL else 0
+        if seat.stillborn >= STILLBORN_TIMES:
+            raise CannotStart(
+                f"{child.name} ended {seat.stillborn} times right after its start ({why}): see its lines above"
+            )
         if lived_s > STEADY_S:
             seat.backoff.reset()
         seat.start_at = time.monotonic() + (seat.backoff.next_delay_s() if lived_s <= STEADY_S else 0.0)

@@ -108,7 +108,8 @@ ORDER BY next_attempt_at LIMIT %(limit)s;
 
 -- fetch_again() -> bool, an expression over r and v      part of store_rows
 -- On the row being updated itself: of another copy of it, PostgreSQL would look at the version before a concurrent change.
-(v.state = 'synced' AND (r.again IS NOT NULL OR r.rev_heard > greatest(v.rev_heard COLLATE "C", v.rev, '')))
+-- A row that is pending was made so by somebody else meanwhile (a filter that widened, a resync): our own are active until this write.
+(v.state = 'synced' AND (r.again IS NOT NULL OR r.state = 'pending' OR r.rev_heard > greatest(v.rev_heard COLLATE "C", v.rev, '')))
 
 -- store_rows(rows json) -> did, state, state asked for      called by the checkpointer, 1 to 4,000 rows at a time
 -- Primary key, in DID order (a function's rows are probed one after the other); 30,000 rows/s at 1,000 rows a call.
@@ -117,7 +118,7 @@ WITH written AS (
     UPDATE repo r
     SET host = v.host,
         state = CASE WHEN {fetch_again} THEN 'pending' ELSE v.state END,
-        reason = CASE WHEN {fetch_again} THEN coalesce(r.again, 'newer_rev') ELSE v.reason END,
+        reason = CASE WHEN {fetch_again} THEN coalesce(r.again, CASE WHEN r.state = 'pending' THEN r.reason ELSE 'newer_rev' END) ELSE v.reason END,
         rev = v.rev,
         data = decode(v.data, 'hex'),
         rev_begun = greatest(r.rev_begun, v.rev_begun COLLATE "C"),

@@ -310,6 +310,15 @@ class TestStore:
         stored = get(each_database, did(1))
         assert (stored.state, stored.reason, stored.rev_heard, stored.attempts) == (S.PENDING, "newer_rev", "3kz", 0)
 
+    def test_what_others_made_pending_meanwhile_stays_so(self, each_database: Database) -> None:
+        checked = put(each_database, synced(1, check_due="commit"))
+        with each_database.transaction("widen") as cur:
+            repos.requeue_uncovered(cur, [did(1)], ["app.bsky."], None, now=NOW)
+        checked.check_due = None
+        with each_database.transaction("store") as cur:
+            assert repos.store_rows(cur, [checked]) == [(did(1), S.PENDING)]
+        assert (get(each_database, did(1)).state, get(each_database, did(1)).reason) == (S.PENDING, "filter")
+
     @pytest.mark.parametrize(("rev", "known"), [("3kz", "3kb"), ("3kb", "3kz")])
     def test_a_rev_heard_that_the_writer_reached_or_knew_of_does_not(
         self, database: Database, rev: str, known: str
@@ -487,6 +496,9 @@ class TestOthers:
             assert repos.store_rows(cur, [active]) == [(did(3), S.PENDING)]
         assert get(each_database, did(3)).reason == "resync"
         with each_database.transaction("store") as cur:
+            active.state = S.ACTIVE
+            repos.store_rows(cur, [active])  # it is claimed again
+            active.state = S.SYNCED
             assert repos.store_rows(cur, [active]) == []  # once is enough
 
     def test_a_resync_takes_dids_or_a_time_or_everything(self, database: Database) -> None:

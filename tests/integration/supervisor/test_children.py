@@ -37,7 +37,7 @@ def main():
     from relay.ipc.child import ChildProcess, stop_forkserver
     from relay.model import RecordEncoding
     import grpc  # the supervisor has it, and its children must not
-    from relay.supervisor.children import ChildSeats
+    from relay.supervisor.children import CannotStart, ChildSeats
 
     settings = Settings()
     cars, operations = Arena("cars", 1, 4096), Arena("operations", 2, 4096)
@@ -98,6 +98,23 @@ def main():
     seats.stop(time.monotonic() + 10)
     result["left"] = [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
     result["heard"] = heard
+    broken = ChildSeats(
+        on_started=lambda role, seat: None, on_died=lambda role, seat, why: None, watch=lambda child: None, unwatch=lambda child: None
+    )
+    broken.add("worker", 0, lambda seat: ChildProcess("worker", seat, os._exit, ()))  # called with a pipe: a TypeError at once
+    starts = 0
+    try:
+        while starts < 50:
+            starts += 1
+            broken._seats["worker", 0].start_at = 0.0
+            broken.start_due()
+            child = broken._seats["worker", 0].child
+            try:
+                child.pipe.receive()
+            except EOFError:
+                broken.ended(child)
+    except CannotStart as exc:
+        result["broken"] = [starts, str(exc)]
     stop_forkserver()
     print(json.dumps(result))
 
@@ -147,6 +164,13 @@ def test_a_dead_child_is_replaced_in_its_seat_with_the_reason_told(result: dict[
 def test_children_show_what_they_are_and_none_is_left(result: dict[str, Any]) -> None:
     assert result["names"] == ["relay-worker", "relay-fetch"]
     assert result["left"] == []
+
+
+def test_a_child_that_ends_at_every_start_is_not_started_for_ever(result: dict[str, Any]) -> None:
+    starts, text = result["broken"]
+    assert starts == 10
+    assert "worker/0" in text
+    assert "exit 1" in text
 
 
 def test_the_launcher_imports_nothing_at_module_level() -> None:
