@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.stage import Expectation, Stage, ends_within, free_port, kill, lines_with, moments
 from tests.support.processes import Program
-from tests.support.waiting import wait_until
+from tests.support.waiting import NotInTime, wait_until
 
 pytestmark = pytest.mark.faults
 
@@ -122,7 +122,10 @@ def test_postgresql(victim: str, expectation: Expectation, stage: Stage, rng: ra
 
 def _kill_one(stage: Stage, program: Program, child: str, rng: random.Random) -> bool:
     """Kill one of the children, one that computes if there is any soon; False when the run ended before there was one."""
-    wait_until(lambda: stage.named(child) or not program.is_running(), f"a {child}")
+    try:
+        wait_until(lambda: stage.named(child) or not program.is_running(), f"a {child}")
+    except NotInTime as exc:
+        raise NotInTime(f"{exc}: {program}") from None
     children = stage.named(child)
     if not children:
         return False
