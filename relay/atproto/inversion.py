@@ -19,7 +19,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import libipld
 
@@ -44,11 +44,13 @@ _ENTRY: Final = re.compile(
     rb"(\xa4ak(X?.)([-.0-:A-Z_a-z~/]*)ap(\x18?.)at)(\xf6|" + _LINK + rb")av(" + _LINK + rb")", re.DOTALL
 )
 _SMALL: Final = 256  # entries; a node with as many or more is read the plain way
-_NODE_HEADS: Final = tuple(
-    b"\xa2ae" + (bytes((0x80 + count,)) if count < 24 else bytes((0x98, count))) for count in range(_SMALL)
+# CBOR heads with an argument below 256, by major type and argument.
+_SMALL_HEADS: Final = tuple(
+    tuple(bytes((major << 5 | n,)) if n < 24 else bytes((major << 5 | 24, n)) for n in range(256)) for major in range(5)
 )
-_KEY_HEADS: Final = (*(bytes((0x40 + n,)) for n in range(24)), *(b"X" + bytes((n,)) for n in range(24, 256)))
-_PREFIXES: Final = {bytes((n,)) if n < 24 else b"\x18" + bytes((n,)): n for n in range(256)}
+_NODE_HEADS: Final = tuple(b"\xa2ae" + head for head in _SMALL_HEADS[4])
+_KEY_HEADS: Final = _SMALL_HEADS[2]
+_PREFIXES: Final = {head: n for n, head in enumerate(_SMALL_HEADS[0])}
 _ABOVE_ALL_KEYS: Final = b"\xff"
 
 
@@ -185,26 +187,31 @@ def _without_entry(block: bytes, change: Change) -> bytes:
 
     Three quarters of all writes end here. The entry, and the head of the next one, stand in the block as they must be written, once.
     """
-    count = block[3] - 0x80 if block.startswith(b"\xa2ae") and len(block) <= _FAST_BYTES else 0
+    count = block[3] - 0x80 if block.startswith(b"\xa2ae") and 6 < len(block) <= _FAST_BYTES else 0
     if not 0 < count < 24 or change.cid is None:
         return b""
-    before, here, following = b"", b"", b""
+    entry: dict[str, Any] = {}
+    following: dict[str, Any] | None = None
+    here, key = b"", change.key
     try:
-        for entry in libipld.decode_dag_cbor(block)["e"]:
-            following = here[: entry["p"]] + entry["k"]
-            if following > change.key:
+        for following in libipld.decode_dag_cbor(block)["e"]:
+            if here == key:
                 break
-            before, here, following = here, following, b""
-        if here != change.key:
+            entry, following = following, None
+            here = here[: entry["p"]] + entry["k"]
+        if here != key:
             return b""
-        own = b"%b\xf6av%b%b" % (_entry_head(before, here), _LINK_HEAD, change.cid)
-        if following:
-            front, rest = block.split(own + _entry_head(here, following))
-            rest = _entry_head(before, following) + rest
-        else:
+        own = b"%b\xf6av%b%b" % (_head_of(entry["p"], entry["k"]), _LINK_HEAD, change.cid)
+        if following is None:
             front, rest = block.split(own + _TAIL)
             rest = _TAIL + rest
-    except (KeyError, TypeError, ValueError, RecursionError):
+        else:
+            prefix, suffix = following["p"], following["k"]
+            front, rest = block.split(own + _head_of(prefix, suffix))
+            # What the neighbours share, all that lies between them shares.
+            shared = min(entry["p"], prefix)
+            rest = _head_of(shared, key[shared:prefix] + suffix) + rest
+    except (KeyError, IndexError, TypeError, ValueError, RecursionError):
         return b""
     if count == 1:
         return _NULL if rest == b"al\xf6" else b""
@@ -528,9 +535,7 @@ def _sealed(tree: _Tree) -> bytes:
     trees = [each if type(each) is bytes else _sealed(each) for each in tree.trees]
     entries = [b"%b%bav%b" % entry for entry in zip(tree.heads, trees[1:], tree.values, strict=True)]
     count = len(entries)
-    block = b"".join(
-        [b"\xa2ae", bytes((0x80 + count,)) if count < 24 else _cbor_head(4, count), *entries, _TAIL, trees[0]]
-    )
+    block = b"".join([b"\xa2ae", _cbor_head(4, count), *entries, _TAIL, trees[0]])
     tree.link = _NODE_LINK_HEAD + sha256(block).digest()
     return tree.link
 
@@ -545,19 +550,22 @@ def _lifted(tree: _Tree, layer: int) -> _Tree:
 
 def _entry_head(before: bytes, key: bytes) -> bytes:
     """Return an entry's bytes in front of its subtree; `before`: the key before it in the node, else nothing."""
+    if not before:
+        return _head_of(0, key)
     size = min(len(before), len(key))
     differing = int.from_bytes(before[:size], "big") ^ int.from_bytes(key[:size], "big")
     prefix = size - (differing.bit_length() + 7) // 8
-    suffix = key[prefix:]
+    return _head_of(prefix, key[prefix:])
+
+
+def _head_of(prefix: int, suffix: bytes) -> bytes:
     return b"\xa4ak%b%bap%bat" % (_cbor_head(2, len(suffix)), suffix, _cbor_head(0, prefix))
 
 
 def _cbor_head(major: int, argument: int) -> bytes:
     """Return the shortest CBOR head of an argument below 65,536."""
-    if argument < 24:
-        return bytes((major << 5 | argument,))
     if argument < 256:
-        return bytes((major << 5 | 24, argument))
+        return _SMALL_HEADS[major][argument]
     return bytes((major << 5 | 25, argument >> 8, argument & 255))
 
 
