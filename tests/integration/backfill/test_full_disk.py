@@ -1,4 +1,4 @@
-"""Repos that are larger than what is held in memory, and disks that are smaller than a repo."""
+"""Disks that are smaller than a repo."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from relay.simnet.delivered import read_sink
-from relay.simnet.oracle import compare, report
 from relay.simnet.records import padded_record
 from tests.integration.backfill.conftest import MakeScene
 from tests.support.waiting import wait_until
 
 MIB = 1 << 20
-RECORDS = 300_000
 
 
 @pytest.fixture
@@ -55,18 +52,3 @@ def test_a_full_spool_folder_holds_up_only_the_repos_that_need_it_and_is_told_un
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     assert program.wait(40) == 0, str(program)
     assert not scene.differences()
-
-
-def test_a_repo_of_300_000_records_is_delivered_whole_through_a_spool_file(make_scene: MakeScene) -> None:
-    scene = make_scene(accounts=3, sizes=(0, 10, 10), hosts=1)
-    # Small ones: what is tested is their number, and making large ones takes longer than delivering them.
-    records = {f"com.example.tiny/{number:07}": {"$type": "com.example.tiny", "n": number} for number in range(RECORDS)}
-    scene.network.world.write(scene.network.dids()[0], records)
-    scene.ingester(f"sqlite://{scene.folder / 'large.sqlite'}")
-    scene.backfill("--all", deadline_s=120)
-    row = scene.rows()[scene.network.dids()[0]]
-    assert (row.state, row.records) == ("synced", RECORDS)
-    assert not list(scene.data_dir.glob("spool/*"))
-    # Without hashing each record once more: that is tested with smaller ones.
-    found = compare(scene.network.truth(), read_sink(scene.sink, contents=False))
-    assert not found, report(found)
