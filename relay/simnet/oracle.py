@@ -24,6 +24,7 @@ class DifferenceKind(enum.StrEnum):
     ALTERED = "altered"  # what is stored does not hash to its CID
     REFUSED = "refused"  # over the protocol's size, and delivered nevertheless
     STATUS = "status"  # the account's status
+    IDENTITY = "identity"  # its handle or PDS
     REV_AHEAD = "rev_ahead"  # a rev that the network never had
     STRANGER = "stranger"  # a DID that the network does not know
     DIGEST = "digest"  # the records as a whole
@@ -50,12 +51,16 @@ def compare(
     *,
     patterns: Sequence[str] = (),
     targets: Collection[str] | None = None,
+    live: bool = False,
 ) -> list[Difference]:
     """Return every difference, in the order of the accounts; an empty list: they agree.
 
     `patterns`: the collections that were wanted (none: all). `targets`: the DIDs that were asked for (None: all); of others
     nothing may be there. Of an account that is inactive, but not deleted, an ingester may hold what it was before: only its
     status is compared. A deleted one that the ingester never heard of is right as well.
+
+    `live`: the firehose was followed to its end. Then a deletion must have been told of every DID of which anything was ever
+    delivered, and a handle and a PDS that were told are the present ones.
     """
     differences: list[Difference] = []
     known: set[str] = set()
@@ -66,6 +71,8 @@ def compare(
             differences += _records(account.did, {}, found, frozenset())
             continue
         differences += _account(account, found, patterns)
+        if live and account.did in delivered:
+            differences += _live(account, found)
     for did in delivered.keys() - known:
         differences.append(
             Difference(kind=DifferenceKind.STRANGER, did=did, found=f"{len(delivered[did].records)} records")
@@ -100,6 +107,20 @@ def _account(account: AccountTruth, found: Delivered, patterns: Sequence[str]) -
         if verdicts[collection]:
             wanted[path] = cid
     return differences + _records(account.did, wanted, found, account.refused)
+
+
+def _live(account: AccountTruth, found: Delivered) -> list[Difference]:
+    differences: list[Difference] = []
+    if account.status == "deleted":
+        if found.active and found.rev:
+            differences.append(
+                Difference(kind=DifferenceKind.STATUS, did=account.did, expected="deleted", found="active")
+            )
+        return differences
+    for expected, held in ((account.handle, found.handle), (account.pds, found.pds)):
+        if held and held != expected:
+            differences.append(Difference(kind=DifferenceKind.IDENTITY, did=account.did, expected=expected, found=held))
+    return differences
 
 
 def _records(did: str, wanted: Mapping[str, str], found: Delivered, refused: frozenset[str]) -> list[Difference]:

@@ -99,6 +99,28 @@ def test_a_deleted_account_may_be_unheard_of() -> None:
     assert compare([_truth(status="deleted", records={})], _held(records={}, active=False, status="deleted")) == []
 
 
+@pytest.mark.parametrize(
+    ("truth", "held", "kind"),
+    [
+        ({}, {"handle": "b.test", "pds": "http://localhost:1"}, "identity"),
+        ({}, {"handle": "a.test", "pds": "http://localhost:2"}, "identity"),
+        ({"status": "takendown"}, {"handle": "b.test", "active": False, "status": "takendown"}, "identity"),
+        ({"status": "deleted", "records": {}}, {"records": {}}, "status"),
+    ],
+)
+def test_who_followed_the_firehose_must_know_more(truth: dict[str, Any], held: dict[str, Any], kind: str) -> None:
+    assert compare([_truth(**truth)], _held(**held)) == []
+    assert _kinds(compare([_truth(**truth)], _held(**held), live=True)) == [(kind, "")]
+
+
+def test_who_followed_the_firehose_need_not_know_what_was_never_told() -> None:
+    gone = _truth(status="deleted", records={})
+    assert compare([gone], {}, live=True) == []
+    assert compare([gone], _held(records={}, active=False, status="deleted"), live=True) == []
+    assert compare([_truth()], _held(), live=True) == []
+    assert compare([_truth()], _held(handle="a.test", pds="http://localhost:1"), live=True) == []
+
+
 def test_digests_find_what_differs() -> None:
     digest = records_digest(_RECORDS)
     assert compare_digests({_DID: digest}, _held()) == []
