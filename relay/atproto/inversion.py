@@ -127,7 +127,9 @@ def _undo_one(root: bytes, blocks: Mapping[bytes, bytes], change: Change, limits
     Of the nodes on the way down nothing changes but one link, which is replaced where it stands: their bytes are those of nodes
     of the tree before, so that nothing has to be checked that is not needed to find the way.
     """
-    key, _, prev = change
+    key, claimed, prev = change
+    if claimed is None and prev is None:
+        return None
     layer = key_depth(key)
     low, high = b"", _ABOVE_ALL_KEYS
     above: list[
@@ -192,16 +194,18 @@ def _without_entry(block: bytes, change: Change) -> bytes:
         return b""
     entry: dict[str, Any] = {}
     following: dict[str, Any] | None = None
-    here, key = b"", change.key
+    before, here, key = b"", b"", change.key
     try:
         for following in libipld.decode_dag_cbor(block)["e"]:
             if here == key:
                 break
             entry, following = following, None
-            here = here[: entry["p"]] + entry["k"]
+            before, here = here, here[: entry["p"]] + entry["k"]
         if here != key:
             return b""
         own = b"%b\xf6av%b%b" % (_head_of(entry["p"], entry["k"]), _LINK_HEAD, change.cid)
+        if not _follows(before, entry) or (following is not None and not _follows(key, following)):
+            return b""
         if following is None:
             front, rest = block.split(own + _TAIL)
             rest = _TAIL + rest
@@ -216,6 +220,13 @@ def _without_entry(block: bytes, change: Change) -> bytes:
     if count == 1:
         return _NULL if rest == b"al\xf6" else b""
     return _NODE_LINK_HEAD + sha256(_NODE_HEADS[count - 1] + front[4:] + rest).digest()
+
+
+def _follows(before: bytes, entry: dict[str, Any]) -> bool:
+    """Say whether an entry's key is above the one before it, and its prefix the longest one that they share."""
+    prefix: int = entry["p"]
+    suffix: bytes = entry["k"]
+    return 0 <= prefix <= len(before) and before[prefix : prefix + 1] < suffix[:1]
 
 
 class ProofTree:
