@@ -44,6 +44,7 @@ from relay.store.partitions import Holder
 from relay.store.pool import Database
 from relay.store.repos import UpsertResult
 from relay.store.statements import Cursor
+from relay.supervisor.census import Census
 from relay.supervisor.firstseq import store_first_cursor
 from relay.supervisor.local_ingester import LocalIngester, default_sink
 from relay.supervisor.observer import Observer
@@ -53,7 +54,6 @@ log = get_logger(__name__)
 
 LOOK_EVERY_S = 0.5
 HEARTBEAT_EVERY_S = 2.0
-RECOUNT_EVERY_S = 30.0
 FINISH_CHECK_S = 0.2
 QUARANTINED_LISTED = 1000
 BOOKS_PATIENCE_S = 30.0
@@ -130,11 +130,7 @@ class BackfillRun:
         self._enumeration_result: EnumerationResult | None = None
         self._finished = False
         self._finish_asked = False
-        self._recounted_at = 0.0
-        self._recount_every_s = 0.0
-        self._pages_taken = 0
         self._patience = threading.Event()  # never set: to wait
-        self._counted_whole = False
         self._store_away: dict[str, str] = {}
 
     def run(self) -> Summary:
@@ -226,6 +222,7 @@ class BackfillRun:
             on_death=lambda name, exc: self._deaths.put((name, exc)),
             on_store=self._on_store,
         )
+        census = Census(machine.keeper, machine.tasks, batch, lambda: not self._discovery.is_over)
         observer = Observer(
             machine, self._metrics, instance=settings.relay.name, command="backfill", listing=self._listing
         )
@@ -244,7 +241,9 @@ class BackfillRun:
                     partitions=settings.relay.partitions,
                     clock=self._clock,
                     insufficient=self._insufficient,
-                    took=lambda result, uncovered: machine.engine.post(lambda: self._took(machine, result, uncovered)),
+                    took=lambda result, uncovered: machine.engine.post(
+                        lambda: _page(machine, census, result, uncovered)
+                    ),
                 ),
                 batch=batch,
                 policy=PagePolicy.from_settings(settings.relay),
@@ -277,7 +276,7 @@ class BackfillRun:
                 metrics_address=address,
             )
         began = time.monotonic()
-        self._plug(machine, observer, batch, instance, address)
+        self._plug(machine, observer, census, batch, instance, address)
         http.start()
         machine.start()
         self._discovery.start()
@@ -297,7 +296,9 @@ class BackfillRun:
 
     # --- while it runs ------------------------------------------------------------------------------------------------------
 
-    def _plug(self, machine: Machine, observer: Observer, batch: int, instance: int, address: str) -> None:
+    def _plug(
+        self, machine: Machine, observer: Observer, census: Census, batch: int, instance: int, address: str
+    ) -> None:
         """What the engine does now and then for this run."""
 
         def look() -> None:
@@ -317,7 +318,7 @@ class BackfillRun:
 
         machine.engine.every(LOOK_EVERY_S, look)
         machine.engine.every(HEARTBEAT_EVERY_S, heartbeat)
-        machine.engine.every(1.0, lambda: self._recount(machine, batch))
+        machine.engine.every(0.5, census.look)
         machine.engine.every(FINISH_CHECK_S, lambda: self._look_for_end(machine, batch))
 
     def _wait(self, machine: Machine, observer: Observer, signals: StopSignals, local: LocalIngester | None) -> None:
@@ -356,52 +357,6 @@ class BackfillRun:
                 self._finished = True
 
         machine.tasks.submit("unfinished", ask, answer)
-
-    def _recount(self, machine: Machine, batch: int) -> None:
-        """Take the counts from the database: at start, then now and then, seldom where counting is dear.
-
-        They are kept by counting transitions; of rows that SQL moves by itself it is not known whether they are targets.
-        """
-        now = time.monotonic()
-        is_over = self._discovery.is_over
-        # A page that is in the first count, and is heard of after it, counts twice until there are no more pages.
-        if (self._counted_whole or not is_over) and (
-            now - self._recounted_at < self._recount_every_s or (self._recounted_at and not is_over)
-        ):
-            return
-        pages_before = self._pages_taken
-        self._recounted_at = now
-
-        def ask(cursor: Cursor) -> tuple[float, dict[RepoState, int], dict[RepoState, int]]:
-            began = time.monotonic()
-            return_all = repos.count_by_state(cursor)
-            return_batch = repos.count_by_state(cursor, batch)
-            return time.monotonic() - began, return_all, return_batch
-
-        def take(answer: tuple[float, dict[RepoState, int], dict[RepoState, int]]) -> None:
-            took_s, everything, targets = answer
-            self._recount_every_s = max(RECOUNT_EVERY_S, 50 * took_s)
-            if self._pages_taken != pages_before:
-                return  # a page came between question and answer: who knows whether it is in the answer
-            self._counted_whole = is_over
-            machine.keeper.counts.clear()
-            machine.keeper.counts.update(everything)
-            machine.keeper.targets.clear()
-            machine.keeper.targets.update(targets)
-
-        machine.tasks.submit("recount", ask, take)
-
-    def _took(self, machine: Machine, result: UpsertResult, uncovered: int) -> None:
-        """A page of discovered repos is stored."""
-        self._pages_taken += 1
-        for (old, new), count in result.transitions.items():
-            for counts in (machine.keeper.counts, machine.keeper.targets):
-                counts[new] += count
-                if old is not None:
-                    counts[old] -= count
-        if uncovered:
-            machine.keeper.moved({(RepoState.SYNCED, RepoState.PENDING): uncovered}, of_batch=True)
-        machine.scheduler.something_changed()
 
     def _insufficient(self, covers: Collection[str | None]) -> Collection[str]:
         """Which of these filters do not cover ours?"""
@@ -459,8 +414,22 @@ class BackfillRun:
                     # Without the counts nobody could say whether some were given up: the exit code must not claim it.
                     summary.why = f"everything was delivered, but the result cannot be read: {exc}"
                 break
-        if result is not None and self._finished and not sum(summary.counts.values()) and result.failed:
-            summary.why = f"nothing could be enumerated: {summary.failed_listings[0]}"
+        if result is not None and self._finished and summary.why is None:
+            summary.why = self._missing(result)
+
+    def _missing(self, result: EnumerationResult) -> str | None:
+        """Say what was not enumerated, where that means that targets may be missing.
+
+        Of a whole network some hosts are always away, and their repos are known from the upstream: those are listed in the summary.
+        """
+        whole = not (self._targets.hosts or self._targets.collections)
+        upstream = http_origin(self._settings.firehose.relay_host) if self._settings.firehose.relay_host else ""
+        failed = [each for each in result.failed if not whole or each.host == upstream]
+        if result.failed and not sum(self._summary.counts.values()):
+            failed = list(result.failed)
+        if not failed:
+            return None
+        return f"not everything could be enumerated, so targets may be missing: {failed[0].host}: {failed[0].text}"
 
     def _write_books(self, cursor: Cursor, batch: int, instance: int) -> None:
         """Read the result into the summary, and store that the batch is finished."""
@@ -513,6 +482,12 @@ class Discovery(ServiceThread):
             self.result = enumeration.enumerate_collections(origin, targets.collections)
         else:
             self.result = enumeration.enumerate_network(http_origin(upstream))
+
+
+def _page(machine: Machine, census: Census, result: UpsertResult, uncovered: int) -> None:
+    """A page of discovered repos is stored."""
+    census.page(result, uncovered)
+    machine.scheduler.something_changed()
 
 
 def _parse_covers(text: str) -> NsidFilter:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from relay.backfill.messages import Stop, to_wire
-from relay.ipc.child import ChildProcess
 from relay.errors import Blame, RelayError
+from relay.ipc.child import ChildProcess
 from relay.observe.log import get_logger
 from relay.runtime.backoff import Backoff
 

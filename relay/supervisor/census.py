@@ -1,0 +1,80 @@
+"""How many repos are in each state: of all, and of a batch's targets. Lives in the engine's thread.
+
+The keeper counts every transition that it makes; this takes the counts from the database at start, when the enumeration is over, and
+now and then, because of rows that SQL moves by itself nobody knows whether they are targets. A count that is taken while
+transitions are on their way is off by those few until the next one: it is for eyes. The result of a batch is read from the database.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from relay.model import RepoState
+from relay.repos.keeper import Keeper
+from relay.repos.tasks import StoreTasks
+from relay.store import repos
+from relay.store.repos import UpsertResult
+from relay.store.statements import Cursor
+
+EVERY_S = 30.0
+WHILE_LISTING_S = 2.0
+# Counting may take this share of the time: a scan of 50 M rows is not repeated every half minute.
+SHARE = 0.02
+
+
+class _Count:
+    """One of the two counts: when it was taken last, and when it is due."""
+
+    def __init__(self, name: str, counts: Counter[RepoState], ask: Callable[[Cursor], dict[RepoState, int]]) -> None:
+        self.name, self.counts, self.ask = name, counts, ask
+        self.due_at = 0.0
+        self.is_asking = False
+
+
+class Census:
+    """`look` is to be called about once a second; `is_listing()`: does the enumeration still run?"""
+
+    def __init__(self, keeper: Keeper, tasks: StoreTasks, batch: int, is_listing: Callable[[], bool]) -> None:
+        self._keeper, self._tasks, self._is_listing = keeper, tasks, is_listing
+        self._whole = _Count("count repos", keeper.counts, lambda cur: repos.count_by_state(cur))
+        self._targets = _Count("count targets", keeper.targets, lambda cur: repos.count_by_state(cur, batch))
+        self._was_listing = True
+
+    def look(self) -> None:
+        listing = self._is_listing()
+        if self._was_listing and not listing:
+            self._was_listing = False
+            self._whole.due_at = self._targets.due_at = 0.0
+        self._take_if_due(self._whole, EVERY_S)
+        self._take_if_due(self._targets, WHILE_LISTING_S if listing else EVERY_S)
+
+    def page(self, result: UpsertResult, uncovered: int) -> None:
+        """A page of discovered repos is stored; which of them were targets before only the next count tells."""
+        for (old, new), count in result.transitions.items():
+            self._keeper.counts[new] += count
+            if old is not None:
+                self._keeper.counts[old] -= count
+        if uncovered:
+            self._keeper.moved({(RepoState.SYNCED, RepoState.PENDING): uncovered}, of_batch=False)
+
+    def _take_if_due(self, count: _Count, every_s: float) -> None:
+        now = time.monotonic()
+        if count.is_asking or now < count.due_at:
+            return
+        count.is_asking = True
+
+        def ask(cursor: Cursor) -> tuple[float, dict[RepoState, int]]:
+            began = time.monotonic()
+            found = count.ask(cursor)
+            return time.monotonic() - began, found
+
+        def take(answer: tuple[float, dict[RepoState, int]]) -> None:
+            took_s, found = answer
+            count.is_asking = False
+            count.due_at = time.monotonic() + max(every_s, took_s / SHARE)
+            count.counts.clear()
+            count.counts.update(found)
+
+        self._tasks.submit(count.name, ask, take)
