@@ -14,8 +14,10 @@ from typing import Any
 from relay.backfill.messages import CancelJob, FreeSlots, VerifyRepo
 from relay.backfill.work import Stage, Work
 
-# One in hand and one to go on with: the worker never waits for us between two repos.
+# One in hand and one to go on with, and of small repos as many as take a moment: the worker never waits for us between two.
 JOBS_AHEAD = 2
+SMALL_JOBS_AHEAD = 8
+SMALL_BYTES_AHEAD = 512 * 1024
 
 
 @dataclass(slots=True)
@@ -28,6 +30,13 @@ class _Seat:
     busy: set[int] = field(default_factory=set)  # filled by the worker, not yet copied by a sender
     to_free: list[int] = field(default_factory=list)
     moved_at: float = 0.0  # the worker was given something to do, or showed that it does it; monotonic seconds
+
+    def load(self) -> tuple[int, int]:
+        return sum(work.size for work in self.jobs), len(self.jobs)
+
+    def wants_more(self) -> bool:
+        size, count = self.load()
+        return count < JOBS_AHEAD or (count < SMALL_JOBS_AHEAD and size < SMALL_BYTES_AHEAD)
 
     @property
     def is_starved(self) -> bool:
@@ -80,8 +89,8 @@ class WorkerSeats:
         """Hand out what waits, to the least loaded workers first."""
         self._now = now
         while self.queue:
-            seat = min((s for s in self._seats if s.alive), key=lambda s: len(s.jobs), default=None)
-            if seat is None or len(seat.jobs) >= JOBS_AHEAD:
+            seat = min((s for s in self._seats if s.alive), key=_Seat.load, default=None)
+            if seat is None or not seat.wants_more():
                 return
             work = self.queue.popleft()
             if work.over:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from relay.backfill.messages import CancelJob, FreeSlots, VerifyRepo
-from relay.backfill.verifying import JOBS_AHEAD, WorkerSeats
+from relay.backfill.verifying import JOBS_AHEAD, SMALL_JOBS_AHEAD, WorkerSeats
 from relay.backfill.work import Stage, Work
 from relay.model import RepoState
 from relay.store.repos import RepoRow
@@ -32,8 +32,9 @@ def made(seats: int = 2, slots: int = 3) -> tuple[WorkerSeats, Children]:
     return made_seats, children
 
 
-def work(number: int) -> Work:
-    return Work(number=number, row=RepoRow(did=f"did:plc:{number}", state=RepoState.ACTIVE), claimed_at=0.0)
+def work(number: int, size: int = 1 << 20) -> Work:
+    row = RepoRow(did=f"did:plc:{number}", state=RepoState.ACTIVE)
+    return Work(number=number, row=row, claimed_at=0.0, size=size)
 
 
 def message(each: Work) -> VerifyRepo:
@@ -46,6 +47,15 @@ def test_jobs_go_to_the_least_loaded_and_never_more_than_jobs_ahead() -> None:
     seats.pump(0.0, message)
     assert [seat for seat, _ in children.sent] == [0, 1, 0, 1]
     assert len(seats.queue) == 7 - 2 * JOBS_AHEAD
+
+
+def test_small_repos_are_handed_out_further_ahead_and_go_where_fewer_bytes_wait() -> None:
+    seats, children = made()
+    seats.queue.append(work(1))
+    seats.queue.extend(work(number, 10_000) for number in range(2, 20))
+    seats.pump(0.0, message)
+    assert [seat for seat, _ in children.sent] == [0, *[1] * SMALL_JOBS_AHEAD]
+    assert len(seats.queue) == 18 - SMALL_JOBS_AHEAD
 
 
 def test_a_started_worker_gets_the_slots_of_its_seat_that_nobody_reads() -> None:
