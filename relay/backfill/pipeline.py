@@ -8,23 +8,25 @@ slots, claims.
 from __future__ import annotations
 
 import functools
-from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from relay.backfill import messages as m
+from relay.backfill.answers import blame_of_car, facts_of, identity_failure, identity_of, status_of
+from relay.backfill.checks import Checks
 from relay.backfill.downloads import Downloads
+from relay.backfill.endings import Endings
 from relay.backfill.resolving import ResolveQueue
-from relay.backfill.snapshots import Outlet, Snapshots, status_differs, status_is_untold
+from relay.backfill.snapshots import Outlet, Snapshots, status_is_untold
 from relay.backfill.spool import spool_name
+from relay.backfill.totals import Totals
 from relay.backfill.verifying import WorkerSeats
-from relay.backfill.work import Stage, Work
+from relay.backfill.work import Stage, Work, Works
 from relay.errors import Blame
 from relay.ipc.arena import Arena, SlotAccount
-from relay.model import Identity, OpType, RepoState, Source
+from relay.model import Identity, OpType, Source
 from relay.net.bucket import TokenBucket
-from relay.net.facts import NO_FACTS, HostFacts
 from relay.net.gate import HostGate
 from relay.net.hosts import Outcome
 from relay.observe.log import get_logger
@@ -32,7 +34,6 @@ from relay.repos.failures import Failure, RetryPolicy, judge
 from relay.repos.keeper import Keeper
 from relay.repos.lifecycle import Event
 from relay.runtime.clock import Clock
-from relay.runtime.crashpoint import CrashPoint, crash_point
 from relay.store.repos import RepoRow
 
 log = get_logger(__name__)
@@ -41,7 +42,6 @@ RESOLVES_IN_FLIGHT = 64
 FRESHLY_RESOLVED_S = 60.0
 WORKER_BASE_S = 60.0
 WORKER_BYTES_PER_S = 1_000_000  # a worker that is slower than this hangs
-CHECKED = (RepoState.SYNCED, RepoState.INACTIVE)
 MOVED = frozenset({"repo_not_found", "deactivated", "deleted"})  # may only mean that the account lives elsewhere now
 
 
@@ -54,30 +54,6 @@ class Children(Protocol):
     def send_worker(self, seat: int, message: Any) -> bool: ...
 
     def kill(self, role: str, seat: int, why: str) -> None: ...
-
-
-class Totals:
-    """What was done since the start, for status and metrics."""
-
-    __slots__ = (
-        "bytes_fetched",
-        "cpu_s",
-        "failures",
-        "fetch_outcomes",
-        "fetch_s",
-        "inactive",
-        "made",
-        "records",
-        "resolved",
-        "synced",
-    )
-
-    def __init__(self) -> None:
-        self.synced = self.inactive = self.records = self.bytes_fetched = self.resolved = 0
-        self.cpu_s = self.fetch_s = 0.0
-        self.failures: Counter[str] = Counter()
-        self.fetch_outcomes: Counter[str] = Counter()
-        self.made: Counter[tuple[OpType, Source]] = Counter()  # operations of verified snapshots, sent or not
 
 
 class Pipeline:
@@ -110,9 +86,7 @@ class Pipeline:
         self._fresh_identity_s, self._fetch_timeout_s = fresh_identity_s, fetch_timeout_s
         self._verify_signatures = verify_signatures
         self.totals = Totals()
-        self.works: dict[int, Work] = {}
-        self.last_failures: deque[tuple[float, str, str, str]] = deque(maxlen=20)  # time, did, reason, text
-        self._next_number = 1
+        self.works = Works()
         self._resolving = 0
         self._accepting = True
         self.resolves = ResolveQueue(children.send_fetch, directory, in_flight=RESOLVES_IN_FLIGHT)
@@ -127,8 +101,29 @@ class Pipeline:
             covers=",".join(patterns),
             max_retries=policy.max_retries,
             copied=copied,
-            give_up=self._fail,
-            finished=self._finished,
+            give_up=lambda work, failure: self._endings.fail(work, failure),
+            finished=lambda work: self._endings.finished(work),
+        )
+        self._endings = Endings(
+            self.works,
+            keeper=keeper,
+            snapshots=self.snapshots,
+            downloads=self.downloads,
+            seats=self.seats,
+            hosts=hosts,
+            policy=policy,
+            clock=clock,
+            totals=self.totals,
+        )
+        self._checks = Checks(
+            self.works,
+            keeper=keeper,
+            downloads=self.downloads,
+            endings=self._endings,
+            hosts=hosts,
+            policy=policy,
+            clock=clock,
+            send=children.send_fetch,
         )
 
     # --- what comes in ---------------------------------------------------------------------------------------------------
@@ -137,12 +132,10 @@ class Pipeline:
         """Take rows that were just stored as active, with what is known of their identities."""
         now = self._clock.now()
         for row in self._keeper.claimed(rows):
-            work = Work(number=self._next_number, row=row, claimed_at=self._clock.monotonic())
-            self._next_number += 1
-            self.works[work.number] = work
+            work = self.works.new(row, self._clock.monotonic())
             identity = identities.get(row.did)
             if not self._accepting:
-                self._release(work, None)
+                self._endings.release(work, None)
             elif (
                 identity is None
                 or row.attempts
@@ -169,40 +162,17 @@ class Pipeline:
             if not status_is_untold(row):
                 self._keeper.forget(row)
                 continue
-            work = Work(number=self._next_number, row=row, claimed_at=self._clock.monotonic())
-            self._next_number += 1
-            self.works[work.number] = work
+            work = self.works.new(row, self._clock.monotonic())
             self.snapshots.end_with_status(work)
 
     def check(self, rows: Iterable[RepoRow]) -> None:
         """Take rows with a check due: ask their host for the newest rev, or the status."""
-        for row in self._keeper.adopt(rows):
-            # Of the others a fetch finds out the same, and they are not this repo's last word.
-            if row.state not in CHECKED or row.host is None or row.check_due is None or not self._accepting:
-                self._keeper.forget(row)
-                continue
-            if self._is_given_up(row.host):
-                self._fetch_instead(row, "host_down", f"{row.did}: {row.host} has not answered anybody for long")
-                continue
-            work = Work(
-                number=self._next_number,
-                row=row,
-                claimed_at=self._clock.monotonic(),
-                stage=Stage.FETCHING,
-                is_check=True,
-            )
-            self._next_number += 1
-            if not self._hosts.try_start(row.host):
-                self._keeper.forget(row)  # the next look at the due checks finds it again
-                continue
-            seat = self._children.send_fetch(m.FetchCheck(work.number, row.did, row.host, row.check_due))
-            if seat is None:
-                self._hosts.not_started(row.host)
-                self._keeper.forget(row)
-                continue
-            work.seat, work.started_at = seat, self._clock.monotonic()
-            self.works[work.number] = work
-            self.downloads.running[work.number] = work
+        fresh = self._keeper.adopt(rows)
+        if self._accepting:
+            self._checks.begin(fresh)
+            return
+        for row in fresh:
+            self._keeper.forget(row)
 
     def child_said(self, role: str, seat: int, message: Any) -> None:
         """Take a message of a fetch child or worker."""
@@ -215,7 +185,8 @@ class Pipeline:
             case m.FetchFailed():
                 self._fetch_failed(message)
             case m.Checked():
-                self._checked(message)
+                if (work := self._ended_download(message.job, message.facts, Outcome.SUCCESS)) is not None:
+                    self._checks.answered(work, message)
             case m.Verified():
                 if (work := self._of(message.job)) is not None:
                     source = Source.RESYNC if work.row.touched else Source.BACKFILL
@@ -231,9 +202,7 @@ class Pipeline:
                     self.seats.copied(seat, message.slot)
             case m.VerifyFailed():
                 if (work := self._of(message.job)) is not None:
-                    work.failure = Failure(
-                        reason=message.reason, blame=_blame_of_car(message.reason), text=message.text
-                    )
+                    work.failure = Failure(reason=message.reason, blame=blame_of_car(message.reason), text=message.text)
             case m.JobDone():
                 self._job_done(message)
             case _:
@@ -253,7 +222,7 @@ class Pipeline:
                     work.stage = Stage.FETCHED
                     self.seats.queue.appendleft(work)
                 else:
-                    self._give_back(work)
+                    self._endings.give_back(work)
             if in_hand is not None:
                 in_hand.produced = True
                 if not in_hand.over:
@@ -261,8 +230,8 @@ class Pipeline:
                         f"{in_hand.did}: its worker ended ({why}) while it verified the CAR of {in_hand.size:,} bytes"
                     )
                     died = Failure(reason="worker_died", blame=Blame.REPO, text=text)
-                    self._fail(in_hand, in_hand.failure or died)
-                self._give_back(in_hand)
+                    self._endings.fail(in_hand, in_hand.failure or died)
+                self._endings.give_back(in_hand)
             return
         self.resolves.child_died(seat)
         for work in self.downloads.of_seat(seat):
@@ -273,10 +242,10 @@ class Pipeline:
             )
             (self._spool_dir / spool_name(work.number)).unlink(missing_ok=True)
             if work.is_check:
-                self._end_check(work)
+                self._checks.end(work)
             else:
-                self._fail(work, failure)
-                self._give_back(work)
+                self._endings.fail(work, failure)
+                self._endings.give_back(work)
 
     def pump(self) -> float | None:
         """Do what can be done now; return monotonic seconds at which more can be done without being told, or None."""
@@ -295,7 +264,7 @@ class Pipeline:
             host, wait_s = self.downloads.stalled.popitem()
             for work in self.downloads.release_host(host):
                 work.row.next_attempt_at = self._clock.now() + wait_s
-                self._release(work, work.identity)
+                self._endings.release(work, work.identity)
 
     def look_for_stuck_children(self) -> None:
         """A job that takes longer than any job may: its child hangs and is killed, and its death is handled as any other."""
@@ -316,9 +285,9 @@ class Pipeline:
         for work in list(self.works.values()):
             if work.over or work.is_check or work.stage in (Stage.VERIFYING, Stage.DELIVERING, Stage.ENDING):
                 continue
-            self._release(work, None)
+            self._endings.release(work, None)
             if work.stage is not Stage.FETCHING:
-                self._give_back(work)
+                self._endings.give_back(work)
 
     @property
     def resolves_of_claimed(self) -> int:
@@ -329,7 +298,7 @@ class Pipeline:
         """End the works that only wait for this host, which answers nobody."""
         for work in self.downloads.release_host(host):
             text = f"{work.did}: {host} has not answered anybody for {self._hosts.silent_s(host):.0f} s"
-            self._fail(work, Failure(reason="host_down", blame=Blame.HOST, text=text))
+            self._endings.fail(work, Failure(reason="host_down", blame=Blame.HOST, text=text))
 
     @property
     def in_work(self) -> int:
@@ -346,7 +315,7 @@ class Pipeline:
     def _resolve(self, work: Work, *, force: bool) -> None:
         work.stage = Stage.RESOLVING
         if not self._accepting:
-            return self._release(work, None)
+            return self._endings.release(work, None)
         self._resolving += 1
         self.resolves.ask(work.did, force=force, then=lambda answer: self._resolved_work(work, answer))
         return None
@@ -356,23 +325,21 @@ class Pipeline:
         if self._keeper.rows.get(row.did) is not row:
             return
         now = self._clock.now()
-        identity = _identity(answer)
+        identity = identity_of(answer)
         if identity is not None and identity.pds and identity.signing_key:
             row.host, row.next_attempt_at, row.attempts = identity.pds, now, 0
             self._keeper.apply(row, Event.RESOLVED)
             self._keeper.store(row, identity=identity, then=lambda _state: self._keeper.forget(row))
             return
         if answer.reason == "did_tombstoned":
-            work = Work(number=self._next_number, row=row, claimed_at=self._clock.monotonic())
-            self._next_number += 1
-            self.works[work.number] = work
-            self._not_active(work, "deleted", answer.text or "")
+            work = self.works.new(row, self._clock.monotonic())
+            self._endings.not_active(work, "deleted", answer.text or "")
             return
-        failure = _identity_failure(row.did, answer)
+        failure = identity_failure(row.did, answer)
         verdict = judge(
             failure, attempts=row.attempts, host_answers=True, host_silent_s=0.0, policy=self._policy, now=now
         )
-        self._note_failure(row.did, verdict.reason, failure.text)
+        self.totals.failed(now, row.did, verdict.reason, failure.text)
         row.attempts, row.next_attempt_at = verdict.attempts, verdict.next_attempt_at
         self._keeper.apply(row, verdict.event, verdict.reason, failure.text)
         self._keeper.store(row, identity=identity, then=lambda _state: self._keeper.forget(row))
@@ -380,32 +347,32 @@ class Pipeline:
     def _resolved_work(self, work: Work, answer: m.Resolved) -> None:
         self._resolving -= 1
         if work.over:
-            return self._give_back(work)
-        identity = _identity(answer)
+            return self._endings.give_back(work)
+        identity = identity_of(answer)
         suspected, work.suspected = work.suspected, None
         status, work.suspected_status = work.suspected_status, None
         if answer.reason == "did_tombstoned":
-            return self._not_active(work, "deleted", answer.text or "")
+            return self._endings.not_active(work, "deleted", answer.text or "")
         if identity is None or not identity.pds or not identity.signing_key:
             if answer.reason == "directory_away" and suspected is not None:
-                return self._fail(work, suspected)
-            return self._fail(work, _identity_failure(work.did, answer))
+                return self._endings.fail(work, suspected)
+            return self._endings.fail(work, identity_failure(work.did, answer))
         before, work.identity, work.identity_is_new = work.identity, identity, True
         if identity.pds != work.row.host:
             # Another host has other limits: the repo waits there for its turn.
             log.info("repo_moved", did=work.did, host=work.host, to=identity.pds)
             work.row.host = identity.pds
-            return self._release(work, identity)
+            return self._endings.release(work, identity)
         if suspected is not None and status is not None:
             if self._identity_is_fresh(work):
-                return self._not_active(work, status, suspected.text)  # it lives nowhere else
+                return self._endings.not_active(work, status, suspected.text)  # it lives nowhere else
             # The directory is away and an old document served: what it says now is not known, so nobody is told of a deletion.
             unknown = Failure(
                 reason="directory_away", blame=Blame.US, text=f"{work.did}: {suspected.text}, perhaps moved"
             )
-            return self._fail(work, unknown)
+            return self._endings.fail(work, unknown)
         if suspected is not None and (before is None or before.signing_key == identity.signing_key):
-            return self._fail(work, suspected)
+            return self._endings.fail(work, suspected)
         self.downloads.add(work)
         return None
 
@@ -422,7 +389,7 @@ class Pipeline:
         self.totals.fetch_outcomes["ok"] += 1
         work.size, work.spool = message.size, message.spool
         if work.over:
-            return self._give_back(work)
+            return self._endings.give_back(work)
         work.fetched_at_us = int(self._clock.now() * 1e6)
         work.stage = Stage.FETCHED
         self.seats.queue.append(work)
@@ -434,21 +401,21 @@ class Pipeline:
             return None
         self.totals.fetch_outcomes[message.reason] += 1
         if work.over:
-            return self._give_back(work)
+            return self._endings.give_back(work)
         if work.is_check:
-            return self._check_failed(work, message)
+            return self._checks.failed(work, message)
         retry_after = message.facts[3] if message.facts else None
         failure = Failure(
             reason=message.reason, blame=Blame(message.blame), text=message.text, retry_after_s=retry_after
         )
-        self._free_car(work)
+        self._endings.free_car(work)
         if message.reason in MOVED and not self._identity_is_fresh(work):
-            work.suspected, work.suspected_status = failure, _status_of(message)
+            work.suspected, work.suspected_status = failure, status_of(message)
             return self._resolve(work, force=True)
-        status = _status_of(message)
+        status = status_of(message)
         if status is not None:
-            return self._not_active(work, status, message.text)
-        return self._fail(work, failure)
+            return self._endings.not_active(work, status, message.text)
+        return self._endings.fail(work, failure)
 
     def _ended_download(self, job: int, facts: list[Any] | None, outcome: Outcome) -> Work | None:
         work = self.works.get(job)
@@ -457,7 +424,7 @@ class Pipeline:
         self.downloads.ended(work)
         # From here on nobody else has it: whoever ends it gives it back.
         work.stage = Stage.FETCHED
-        self._hosts.finished(work.host, outcome, _facts(facts))
+        self._hosts.finished(work.host, outcome, facts_of(facts))
         return work
 
     # --- worker -------------------------------------------------------------------------------------------------------------
@@ -489,10 +456,10 @@ class Pipeline:
         work.produced = True
         self.totals.cpu_s += message.cpu_s
         self.seats.done(work, self._clock.monotonic())
-        self._free_car(work)
+        self._endings.free_car(work)
         if work.over:
             if work.stage is not Stage.ENDING:
-                self._give_back(work)
+                self._endings.give_back(work)
             return
         if work.failure is None:
             if work.stage is Stage.VERIFYING:
@@ -504,144 +471,7 @@ class Pipeline:
             work.suspected = failure
             self._resolve(work, force=True)
             return
-        self._fail(work, failure)
-
-    # --- endings ----------------------------------------------------------------------------------------------------------
-
-    def _fail(self, work: Work, failure: Failure) -> None:
-        """An attempt came to nothing: who pays, and when is the next one?"""
-        if work.over:
-            return
-        now, row = self._clock.now(), work.row
-        verdict = judge(
-            failure,
-            attempts=row.attempts,
-            host_answers=self._hosts.answered_recently(work.host),
-            host_silent_s=self._hosts.silent_s(work.host),
-            policy=self._policy,
-            now=now,
-        )
-        self._note_failure(work.did, verdict.reason, failure.text)
-        log.info(
-            "repo_attempt_failed", did=work.did, host=work.host, reason=verdict.reason, attempts=verdict.attempts,
-            outcome=verdict.event.value, error=failure.text,
-        )  # fmt: skip
-        row.attempts, row.next_attempt_at = verdict.attempts, verdict.next_attempt_at
-        self._end(work, verdict.event, verdict.reason, failure.text, work.identity)
-
-    def _not_active(self, work: Work, status: str, text: str) -> None:
-        """Its host says that the account is not active: no failure; told to the ingesters when it differs."""
-        row = work.row
-        was = row.state
-        self._keeper.apply(row, Event.NOT_ACTIVE, status or "inactive", text)
-        row.attempts, row.check_due = 0, None
-        if was is not RepoState.INACTIVE:
-            self.totals.inactive += 1
-        if status_differs(row, active=False, status=status):
-            self.snapshots.set_status_to_tell(row, active=False, status=status)
-        self._free_car(work)
-        self.snapshots.end_with_status(work)
-
-    def _release(self, work: Work, identity: Identity | None) -> None:
-        """Not its fault: pending again, as it was."""
-        self._end(work, Event.RELEASED, work.row.reason, None, identity)
-
-    def _end(self, work: Work, event: Event, reason: str | None, text: str | None, identity: Identity | None) -> None:
-        self.snapshots.abandon(work)
-        in_worker = work.stage is Stage.VERIFYING and not work.produced
-        if in_worker:
-            self.seats.cancel(work)
-        work.over = True
-        self._keeper.apply(work.row, event, reason, text)
-        row = work.row
-        self._keeper.store(
-            row,
-            identity=identity if work.identity_is_new else None,
-            dead=work.dead,
-            then=lambda _state: self._keeper.forget(row),
-        )
-        if not in_worker and work.stage is not Stage.FETCHING:
-            self._give_back(work)
-
-    def _finished(self, work: Work) -> None:
-        """Its last state is stored."""
-        if work.row.state is RepoState.SYNCED:
-            crash_point(CrashPoint.SYNCED_STORED)
-            self.totals.synced += 1
-            self.totals.records += work.verified.records if work.verified is not None else 0
-            log.debug("repo_synced", did=work.did, host=work.host, rev=work.row.rev, records=work.row.records)
-        self._keeper.forget(work.row)
-        self._give_back(work)
-
-    def _give_back(self, work: Work) -> None:
-        self._free_car(work)
-        self.works.pop(work.number, None)
-
-    def _free_car(self, work: Work) -> None:
-        if work.slot is not None:
-            self.downloads.slots.free(work.slot)
-            work.slot = None
-        if work.spool is not None:
-            Path(work.spool).unlink(missing_ok=True)
-            work.spool = None
-
-    # --- checks -----------------------------------------------------------------------------------------------------------
-
-    def _checked(self, message: m.Checked) -> None:
-        work = self._ended_download(message.job, message.facts, Outcome.SUCCESS)
-        if work is None:
-            return None
-        row = work.row
-        if message.active is False:
-            return self._not_active(work, message.status or "deactivated", "")
-        if row.state is RepoState.INACTIVE:
-            row.next_attempt_at = self._clock.now()
-            self._keeper.apply(row, Event.ACTIVE_AGAIN)
-        elif message.rev is not None and message.rev > max(row.rev or "", row.rev_heard or ""):
-            # A rev that was heard of before is above ours only when its host kept giving an older copy: it had its chances.
-            row.rev_heard = max(row.rev_heard or "", message.rev)
-            row.next_attempt_at = self._clock.now()
-            self._keeper.apply(row, Event.OUTDATED, "newer_rev")
-        row.check_due = None
-        self._end_check(work)
-        return None
-
-    def _check_failed(self, work: Work, message: m.FetchFailed) -> None:
-        row, now = work.row, self._clock.now()
-        if message.account_status is not None:
-            return self._not_active(work, message.account_status, message.text)
-        verdict = judge(
-            Failure(reason=message.reason, blame=Blame(message.blame), text=message.text),
-            attempts=0,
-            host_answers=self._hosts.answered_recently(work.host),
-            host_silent_s=self._hosts.silent_s(work.host),
-            policy=self._policy,
-            now=now,
-        )
-        if verdict.event is Event.RELEASED:
-            self._end_check(work)  # the mark stays: asked again later
-        else:
-            work.over = True
-            self._give_back(work)
-            self._fetch_instead(row, verdict.reason, message.text)
-        return None
-
-    def _fetch_instead(self, row: RepoRow, reason: str, text: str) -> None:
-        """A check cannot be answered (the repo moved, or its host is gone): a fetch finds out what that means, and its attempts end."""
-        row.check_due, row.next_attempt_at, row.attempts = None, self._clock.now(), 0
-        event = Event.ACTIVE_AGAIN if row.state is RepoState.INACTIVE else Event.OUTDATED
-        self._keeper.apply(row, event, reason, text)
-        self._keeper.store(row, then=lambda _state: self._keeper.forget(row))
-
-    def _is_given_up(self, host: str) -> bool:
-        policy = self._policy
-        return policy.give_up_on_silent_hosts and self._hosts.silent_s(host) > policy.max_retries * policy.breaker_s
-
-    def _end_check(self, work: Work) -> None:
-        work.over = True
-        row = work.row
-        self._keeper.store(row, then=lambda _state: self._keeper.forget(row))
-        self._give_back(work)
+        self._endings.fail(work, failure)
 
     # --- small --------------------------------------------------------------------------------------------------------------
 
@@ -654,53 +484,3 @@ class Pipeline:
         if work.identity is None:
             return False
         return self._clock.now() - work.identity.resolved_at < FRESHLY_RESOLVED_S
-
-    def _note_failure(self, did: str, reason: str, text: str) -> None:
-        self.totals.failures[reason] += 1
-        self.last_failures.append((self._clock.now(), did, reason, text))
-
-
-def _status_of(message: m.FetchFailed) -> str | None:
-    """Return the account status that a refusal of getRepo means, or None."""
-    if message.account_status is not None:
-        return message.account_status
-    # When its own document names this host, and the host does not have it, the account was deleted there.
-    return "deleted" if message.reason == "repo_not_found" else None
-
-
-def _identity(answer: m.Resolved) -> Identity | None:
-    if answer.reason is not None:
-        return None
-    return Identity(
-        did=answer.did,
-        signing_key=answer.signing_key,
-        pds=answer.pds,
-        handle=answer.handle,
-        resolved_at=answer.resolved_at,
-    )
-
-
-def _identity_failure(did: str, answer: m.Resolved) -> Failure:
-    if answer.reason is not None:
-        blame = Blame(answer.blame) if answer.blame is not None else Blame.REPO
-        if answer.reason == "directory_away":
-            blame = Blame.US  # whoever is silent, it is not this repo
-        return Failure(reason=answer.reason, blame=blame, text=answer.text or "", retry_after_s=answer.retry_after_s)
-    missing = "PDS" if not answer.pds else "signing key"
-    return Failure(
-        reason="no_pds" if not answer.pds else "no_key", blame=Blame.REPO, text=f"{did}: no {missing} in its document"
-    )
-
-
-def _facts(wire: list[Any] | None) -> HostFacts:
-    if wire is None:
-        return NO_FACTS
-    limit, remaining, reset_after_s, retry_after_s = wire
-    return HostFacts(limit=limit, remaining=remaining, reset_after_s=reset_after_s, retry_after_s=retry_after_s)
-
-
-def _blame_of_car(reason: str) -> Blame:
-    return Blame.US if reason in ("out_of_memory", "spool_unreadable") else Blame.REPO
-
-
-__all__ = ["Children", "Pipeline", "Totals", "status_is_untold"]

@@ -62,3 +62,18 @@ class Work:
     @property
     def host(self) -> str:
         return self.row.host or ""
+
+
+class Works(dict[int, Work]):
+    """Works by their number. One leaves when nobody has anything of it in hand any more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next_number = 1
+
+    def new(self, row: RepoRow, now: float, *, stage: Stage = Stage.RESOLVING, is_check: bool = False) -> Work:
+        """Add a work with the next number; `now` is monotonic seconds."""
+        work = Work(number=self._next_number, row=row, claimed_at=now, stage=stage, is_check=is_check)
+        self._next_number += 1
+        self[work.number] = work
+        return work

@@ -154,7 +154,7 @@ class Observer:
             failures=dict(totals.failures.most_common(50)),
             last_errors=tuple(
                 ErrorView(at=rfc3339(at), reason=reason, text=text)
-                for at, _did, reason, text in list(machine.pipeline.last_failures)[-LAST_ERRORS_SHOWN:]
+                for at, _did, reason, text in list(totals.last_failures)[-LAST_ERRORS_SHOWN:]
             ),
         )
         self._count(ingesters)
