@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from relay import __version__
 from relay.admin.http import AdminHttp
@@ -48,9 +48,12 @@ from relay.supervisor.census import Census
 from relay.supervisor.firstseq import store_first_cursor
 from relay.supervisor.local_ingester import LocalIngester, default_sink
 from relay.supervisor.observer import Observer
+from relay.supervisor.patience import store_patiently
 from relay.supervisor.wiring import Machine, operator_origins
 
 log = get_logger(__name__)
+
+T = TypeVar("T")
 
 LOOK_EVERY_S = 0.5
 HEARTBEAT_EVERY_S = 2.0
@@ -177,10 +180,17 @@ class BackfillRun:
     def _with_lease(self, database: Database, lease: Lease, signals: StopSignals, data_dir: Path) -> None:
         settings = self._settings
         now = self._clock.now()
-        with database.transaction("begin", epoch=lease.epoch) as cursor:
+
+        def begin(cursor: Cursor) -> tuple[int, int, bool]:
             reset = repos.reset_active(cursor)
             batch, resumed = batches.open_batch(cursor, self._targets.spec(self._filter), now)
             instances.forget_silent(cursor, 3600)
+            return reset, batch, resumed
+
+        begun = self._store_patiently(database, lease, signals, "begin", begin)
+        if begun is None:
+            return
+        reset, batch, resumed = begun
         log.info("batch_opened", batch=batch, resumed=resumed, left_active=reset)
         spool_dir = data_dir / "spool"
         shutil.rmtree(spool_dir, ignore_errors=True)  # whoever wrote there does not hold the lease any more
@@ -196,6 +206,22 @@ class BackfillRun:
             if local is not None:
                 local.stop(time.monotonic() + 20.0)
             shutil.rmtree(spool_dir, ignore_errors=True)
+
+    def _store_patiently(
+        self, database: Database, lease: Lease, signals: StopSignals, name: str, act: Callable[[Cursor], T]
+    ) -> T | None:
+        """Wait for the database if it is away; None: interrupted."""
+        stored = store_patiently(
+            database,
+            name,
+            act,
+            epoch=lambda: lease.epoch,
+            stopped_within=lambda seconds: signals.wait(seconds) is not None,
+            waiting=self._reporter.waiting,
+        )
+        if stored is None:
+            self._summary.interrupted = True
+        return stored
 
     def _with_ingesters(
         self,
@@ -263,8 +289,12 @@ class BackfillRun:
             metrics=self._metrics.render,
         )
         address = f"{http.address[0]}:{http.address[1]}"
-        with database.transaction("register") as cursor:
-            instance = instances.register(
+        instance = self._store_patiently(
+            database,
+            lease,
+            signals,
+            "register",
+            lambda cursor: instances.register(
                 cursor,
                 name=settings.relay.name,
                 command="backfill",
@@ -274,7 +304,11 @@ class BackfillRun:
                 phase=observer.phase.value,
                 started_at=self._clock.now(),
                 metrics_address=address,
-            )
+            ),
+        )
+        if instance is None:
+            http.join(time.monotonic())
+            return
         began = time.monotonic()
         self._plug(machine, observer, census, batch, instance, address)
         http.start()

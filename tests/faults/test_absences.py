@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,10 @@ from pathlib import Path
 import psycopg2
 import pytest
 
+from relay.config.schema import DatabaseSettings
+from relay.runtime.signals import EXIT_INTERRUPTED
 from relay.store.embedded import EmbeddedPostgres
+from relay.store.pool import Database
 from tests.faults.stage import Expectation, Stage, ends_within, free_port, kill, lines_with
 from tests.support.processes import Program
 from tests.support.waiting import wait_until
@@ -19,6 +23,14 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.faults
 
 AWAY_S, LONG_AWAY_S = 4.0, 10.0
+
+
+# Whoever adds a row waits for advisory lock 1. Held by a session, it ends with the server.
+_STANDS_STILL = """
+CREATE OR REPLACE FUNCTION stand_still() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NEW; END $$;
+CREATE OR REPLACE TRIGGER stand_still BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION stand_still();
+"""
 
 
 @pytest.fixture
@@ -85,6 +97,44 @@ def test_postgresql_away_when_the_result_is_read(
     server.open()
     stage.judge(small_world, program)
     assert lines_with([program], 'waiting="close the books"') > 0
+
+
+@pytest.mark.parametrize("table", ["batch", "instance"])
+def test_postgresql_away_before_anything_runs(
+    table: str, small_world: Expectation, stage: Stage, tmp_path: Path, server: EmbeddedPostgres
+) -> None:
+    port = free_port()
+    stage.ingester(port)
+    database = Database(DatabaseSettings(dsn=server.dsn), tmp_path)
+    database.open()  # makes the tables
+    database.close()
+    where = {"INGESTER_ADDRESSES": f"127.0.0.1:{port}", "DATABASE_DSN": server.dsn}
+
+    def stop_at_the_first_row() -> Program:
+        with contextlib.closing(psycopg2.connect(server.dsn)) as connection, connection.cursor() as cursor:
+            cursor.execute(_STANDS_STILL.format(table=table))
+            connection.commit()
+            cursor.execute("SELECT pg_advisory_lock(1)")
+            program = stage.backfill(small_world, **where)
+
+            def stands_still() -> bool:
+                cursor.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+                row = cursor.fetchone()
+                return (row is not None and row[0] > 0) or not program.is_running()
+
+            wait_until(stands_still, f"the first row of {table}")
+            server.close()
+        program.wait_for_line("^waiting: .*PostgreSQL")
+        return program
+
+    # Asked to end while it waits, it ends.
+    program = stop_at_the_first_row()
+    program.signal(signal.SIGTERM)
+    assert program.wait() == EXIT_INTERRUPTED, str(program)
+    server.open()
+    program = stop_at_the_first_row()
+    server.open()
+    stage.judge(small_world, program)
 
 
 def test_ingester_away(small_world: Expectation, stage: Stage, rng: random.Random, away_s: float) -> None:
