@@ -15,6 +15,7 @@ from relay.pb.ingester_pb2 import HealthCheckRequest, HealthCheckResponse, Opera
 
 STREAM_METHOD = "/ingester.v1.IngesterService/StreamOperations"
 HEALTH_METHOD = "/ingester.v1.IngesterService/HealthCheck"
+CONNECT_TIMEOUT_MS = 3_000  # TCP, TLS and HTTP/2's greeting together; gRPC's own is 20 s
 KEEPALIVE_TIMEOUT_MS = 10_000  # a ping without an answer for this ends the connection
 
 StreamMethod = Callable[..., "grpc.CallIterator[OperationResponse]"]
@@ -33,6 +34,9 @@ class Connector:
         self._options: list[tuple[str, int | str]] = [
             # A channel is made anew for each attempt: no connection, back-off or address of an earlier one may live on.
             ("grpc.use_local_subchannel_pool", 1),
+            # The time of one attempt, in spite of its name. A port may accept and never greet: a process that is about to end, or
+            # a proxy whose other side is away.
+            ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
             # Batches are kept by go-back-N; gRPC's own retries would keep a second copy of what is in flight.
             ("grpc.enable_retries", 0),
             # An ingester is the operator's own: never through the proxy that may be set for web pages.

@@ -28,8 +28,8 @@ log = get_logger(__name__)
 
 RETRY_LIMIT_S = 60.0
 CONNECT_FIRST_S = 0.25
-CONNECT_LIMIT_S = 5.0  # an ingester that comes up is found within this; one attempt costs it one connection
-PROBE_TIMEOUT_S = 10.0
+CONNECT_LIMIT_S = 5.0  # longest pause between attempts; each costs the ingester one connection
+PROBE_TIMEOUT_S = 10.0  # of an answer to HealthCheck; connecting ends sooner (channel.CONNECT_TIMEOUT_MS)
 HEALTH_INTERVAL_S = 5.0
 STOP_GRACE_S = 1.0  # an idle stream is closed, and not cut, when the ingester ends it within this
 

@@ -106,8 +106,9 @@ class Owner:
     def drain(self) -> None:
         assert self.delivery.drain(time.monotonic() + DEADLINE_S), self.delivery.status()
 
-    def await_health(self, address: str, healthy: bool, reason: str) -> None:
-        wait_until(lambda: (healthy, reason) in self.health[address], f"{address} healthy={healthy} {reason}")
+    def await_health(self, address: str, healthy: bool, reason: str, *, deadline_s: float = DEADLINE_S) -> None:
+        told = self.health[address]
+        wait_until(lambda: (healthy, reason) in told, f"{address} healthy={healthy} {reason}", deadline_s=deadline_s)
 
     def status(self, address: str) -> IngesterStatus:
         (found,) = [status for status in self.delivery.status() if status.address == address]

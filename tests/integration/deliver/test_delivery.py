@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -71,6 +72,28 @@ def test_an_ingester_that_is_absent_at_start_is_waited_for() -> None:
         try:
             stranger.start(port)
             owner.await_health(f"127.0.0.1:{port}", True, "")
+            owner.drain()
+            owner.check(stranger.stored, exactly_once=True)
+        finally:
+            stranger.stop()
+
+
+def test_a_port_that_accepts_and_never_greets_is_given_up_by_connecting_and_not_by_the_health_check(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("relay.deliver.sender.PROBE_TIMEOUT_S", 300.0)
+    monkeypatch.setattr("relay.deliver.channel.CONNECT_TIMEOUT_MS", 300)
+    stranger = Stranger()
+    mute = socket.create_server(("127.0.0.1", 0))
+    port: int = mute.getsockname()[1]
+    with Owner(f"127.0.0.1:{port}") as owner:
+        owner.feed(rounds=10)
+        with mute:
+            # gRPC by itself would try for 20 s.
+            owner.await_health(f"127.0.0.1:{port}", False, "unreachable", deadline_s=15.0)
+            assert "SETTINGS" in owner.status(f"127.0.0.1:{port}").detail
+        try:
+            stranger.start(port)
             owner.drain()
             owner.check(stranger.stored, exactly_once=True)
         finally:
