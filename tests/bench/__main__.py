@@ -2,10 +2,10 @@
 
     python -m tests.bench [--quick] [--only PART...]        or: make bench ARGS=--quick
 
-Parts: worker (with a profile of where its time goes, and the one repo of a million records), peers (other libraries on the same
-CARs), end-to-end, ingester, deliver. Each is a module of its own that can be run alone; here their output is passed on as it
-comes, and read. Nothing is asserted on time. The exit code is 1 when a part failed, or when a figure cannot be found in its
-output any more.
+Parts: worker (with a profile of where its time goes, and the one repo of a million records), live (frames of the firehose in the
+verify worker), peers (other libraries on the same CARs), end-to-end, ingester, deliver. Each is a module of its own that can be
+run alone; here their output is passed on as it comes, and read. Nothing is asserted on time. The exit code is 1 when a part
+failed, or when a figure cannot be found in its output any more.
 
 Targets are records/s of the two-core machine on which they were set. Machines differ: the column *ratio* is the time of a
 record over that of the reference loop (`hashlib.sha256` over the same blocks, one core) in the same run, and can be compared.
@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-PARTS = ("worker", "peers", "end-to-end", "ingester", "deliver")
+PARTS = ("worker", "live", "peers", "end-to-end", "ingester", "deliver")
 _SCALE = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 
 
@@ -97,6 +97,14 @@ FIGURES = (
         goal=5,
     ),
     Figure(
+        part="live",
+        name="live, full check, JSON, one core",
+        pattern=r"^  all, JSON .*?(?P<value>[\d,]+) events/s +(?P<ratio>[\d.]+) x reference",
+        unit="events/s",
+        must=5e3,
+        goal=8e3,
+    ),
+    Figure(
         part="deliver",
         name="delivery, 75 KB segments, full speed",
         pattern=r"^full speed, 75 KB segments .*?(?P<value>[\d,]+) operations/s",
@@ -109,6 +117,7 @@ def commands(*, quick: bool) -> dict[str, list[str]]:
     """Return the module and arguments of each part."""
     return {
         "worker": ["worker_stage", "--quick"] if quick else ["worker_stage", "--million"],
+        "live": ["live", "--quick"] if quick else ["live"],
         "peers": ["peers"],
         "end-to-end": ["end_to_end", "--quick"] if quick else ["end_to_end"],
         "ingester": [
@@ -223,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n".join(lines))
     print(
         "ratio: time of a record over that of the reference loop in the same run. Targets are of one two-core machine, test servers\n"
-        "on the same cores. Not part of the table: live figures (there is no firehose yet); other peers have their lines above."
+        "on the same cores. Not part of the table: latencies of the tail; other peers have their lines above."
     )
     failed += [f"{name}: not found in the output" for name in lost]
     for text in failed:
