@@ -212,6 +212,8 @@ class StreamReader:
         self._told = error
         if kind in (IncidentKind.FUTURE_CURSOR, IncidentKind.OUTDATED_CURSOR) and self.newest is not None:
             return found + self._afresh()
+        if self._connected_us is not None and self._has_come:
+            return (*found, self._again(self._backoff.next_delay_s()))  # it brought events: no failed connection
         return found + self._failed(text, None)
 
     def info(self, name: str, message: str | None) -> tuple[Action, ...]:

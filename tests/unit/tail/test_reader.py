@@ -253,6 +253,15 @@ def test_other_errors_are_incidents_and_resume_where_it_was(error: str, kind: In
     assert kinds(reader.error_frame(error, "x")) == [kind]
 
 
+def test_an_error_frame_after_events_is_no_failed_connection() -> None:
+    reader = make(attempts=1)
+    reader.connected(T0)
+    reader.event(101, T0, T0)
+    assert reconnect(reader.error_frame("ConsumerTooSlow", None)).cursor == 101
+    reader.connected(T0)
+    assert isinstance(reader.error_frame("ConsumerTooSlow", None)[-1], GiveUp)
+
+
 def test_an_info_that_we_do_not_know_changes_nothing() -> None:
     assert make().info("Hello", None) == ()
 
