@@ -7,16 +7,16 @@ slots, claims.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from relay.backfill import messages as m
-from relay.backfill.answers import blame_of_car, facts_of, identity_failure, identity_of, status_of
+from relay.backfill.answers import blame_of_car, facts_of, status_of
 from relay.backfill.checks import Checks
 from relay.backfill.downloads import Downloads
 from relay.backfill.endings import Endings
+from relay.backfill.identifying import Identifying
 from relay.backfill.resolving import ResolveQueue
 from relay.backfill.snapshots import Outlet, Snapshots, status_is_untold
 from relay.backfill.spool import spool_name
@@ -30,16 +30,14 @@ from relay.net.bucket import TokenBucket
 from relay.net.gate import HostGate
 from relay.net.hosts import Outcome
 from relay.observe.log import get_logger
-from relay.repos.failures import Failure, RetryPolicy, judge
+from relay.repos.failures import Failure, RetryPolicy
 from relay.repos.keeper import Keeper
-from relay.repos.lifecycle import Event
 from relay.runtime.clock import Clock
 from relay.store.repos import RepoRow
 
 log = get_logger(__name__)
 
 RESOLVES_IN_FLIGHT = 64
-FRESHLY_RESOLVED_S = 60.0
 WORKER_BASE_S = 60.0
 WORKER_BYTES_PER_S = 1_000_000  # a worker that is slower than this hangs
 MOVED = frozenset({"repo_not_found", "deactivated", "deleted"})  # may only mean that the account lives elsewhere now
@@ -87,7 +85,6 @@ class Pipeline:
         self._verify_signatures = verify_signatures
         self.totals = Totals()
         self.works = Works()
-        self._resolving = 0
         self._accepting = True
         self.resolves = ResolveQueue(children.send_fetch, directory, in_flight=RESOLVES_IN_FLIGHT)
         self.downloads = Downloads(hosts, SlotAccount(range(cars.slots)), children.send_fetch, parallel=parallel)
@@ -111,6 +108,16 @@ class Pipeline:
             downloads=self.downloads,
             seats=self.seats,
             hosts=hosts,
+            policy=policy,
+            clock=clock,
+            totals=self.totals,
+        )
+        self._identifying = Identifying(
+            self.works,
+            resolves=self.resolves,
+            keeper=keeper,
+            downloads=self.downloads,
+            endings=self._endings,
             policy=policy,
             clock=clock,
             totals=self.totals,
@@ -143,7 +150,7 @@ class Pipeline:
                 or now - identity.resolved_at > self._fresh_identity_s
             ):
                 # Also before every retry: a key or a PDS that changed explains many failures.
-                self._resolve(work, force=bool(row.attempts))
+                self._identify(work, force=bool(row.attempts))
             else:
                 work.identity = identity
                 self.downloads.add(work)
@@ -154,7 +161,7 @@ class Pipeline:
             if not self._accepting:
                 self._keeper.forget(row)
                 continue
-            self.resolves.ask(row.did, force=bool(row.attempts), then=functools.partial(self._resolved_row, row))
+            self._identifying.ask_for_row(row)
 
     def tell_again(self, rows: Iterable[RepoRow]) -> None:
         """Take rows with a status that was stored, and of whose telling no ingester has said a word."""
@@ -292,7 +299,7 @@ class Pipeline:
     @property
     def resolves_of_claimed(self) -> int:
         """Claimed works that wait for their identity."""
-        return self._resolving
+        return self._identifying.waiting
 
     def give_up_host(self, host: str) -> None:
         """End the works that only wait for this host, which answers nobody."""
@@ -310,71 +317,12 @@ class Pipeline:
         # A copy, made in one step: other threads ask too.
         return sum(1 for w in list(self.works.values()) if w.stage in (Stage.VERIFYING, Stage.DELIVERING, Stage.ENDING))
 
-    # --- identity -------------------------------------------------------------------------------------------------------
-
-    def _resolve(self, work: Work, *, force: bool) -> None:
-        work.stage = Stage.RESOLVING
-        if not self._accepting:
-            return self._endings.release(work, None)
-        self._resolving += 1
-        self.resolves.ask(work.did, force=force, then=lambda answer: self._resolved_work(work, answer))
-        return None
-
-    def _resolved_row(self, row: RepoRow, answer: m.Resolved) -> None:
-        """The first resolution of a discovered repo."""
-        if self._keeper.rows.get(row.did) is not row:
-            return
-        now = self._clock.now()
-        identity = identity_of(answer)
-        if identity is not None and identity.pds and identity.signing_key:
-            row.host, row.next_attempt_at, row.attempts = identity.pds, now, 0
-            self._keeper.apply(row, Event.RESOLVED)
-            self._keeper.store(row, identity=identity, then=lambda _state: self._keeper.forget(row))
-            return
-        if answer.reason == "did_tombstoned":
-            work = self.works.new(row, self._clock.monotonic())
-            self._endings.not_active(work, "deleted", answer.text or "")
-            return
-        failure = identity_failure(row.did, answer)
-        verdict = judge(
-            failure, attempts=row.attempts, host_answers=True, host_silent_s=0.0, policy=self._policy, now=now
-        )
-        self.totals.failed(now, row.did, verdict.reason, failure.text)
-        row.attempts, row.next_attempt_at = verdict.attempts, verdict.next_attempt_at
-        self._keeper.apply(row, verdict.event, verdict.reason, failure.text)
-        self._keeper.store(row, identity=identity, then=lambda _state: self._keeper.forget(row))
-
-    def _resolved_work(self, work: Work, answer: m.Resolved) -> None:
-        self._resolving -= 1
-        if work.over:
-            return self._endings.give_back(work)
-        identity = identity_of(answer)
-        suspected, work.suspected = work.suspected, None
-        status, work.suspected_status = work.suspected_status, None
-        if answer.reason == "did_tombstoned":
-            return self._endings.not_active(work, "deleted", answer.text or "")
-        if identity is None or not identity.pds or not identity.signing_key:
-            if answer.reason == "directory_away" and suspected is not None:
-                return self._endings.fail(work, suspected)
-            return self._endings.fail(work, identity_failure(work.did, answer))
-        before, work.identity, work.identity_is_new = work.identity, identity, True
-        if identity.pds != work.row.host:
-            # Another host has other limits: the repo waits there for its turn.
-            log.info("repo_moved", did=work.did, host=work.host, to=identity.pds)
-            work.row.host = identity.pds
-            return self._endings.release(work, identity)
-        if suspected is not None and status is not None:
-            if self._identity_is_fresh(work):
-                return self._endings.not_active(work, status, suspected.text)  # it lives nowhere else
-            # The directory is away and an old document served: what it says now is not known, so nobody is told of a deletion.
-            unknown = Failure(
-                reason="directory_away", blame=Blame.US, text=f"{work.did}: {suspected.text}, perhaps moved"
-            )
-            return self._endings.fail(work, unknown)
-        if suspected is not None and (before is None or before.signing_key == identity.signing_key):
-            return self._endings.fail(work, suspected)
-        self.downloads.add(work)
-        return None
+    def _identify(self, work: Work, *, force: bool) -> None:
+        if self._accepting:
+            self._identifying.ask(work, force=force)
+        else:
+            work.stage = Stage.RESOLVING
+            self._endings.release(work, None)
 
     # --- download ---------------------------------------------------------------------------------------------------------
 
@@ -409,9 +357,9 @@ class Pipeline:
             reason=message.reason, blame=Blame(message.blame), text=message.text, retry_after_s=retry_after
         )
         self._endings.free_car(work)
-        if message.reason in MOVED and not self._identity_is_fresh(work):
+        if message.reason in MOVED and not self._identifying.is_fresh(work):
             work.suspected, work.suspected_status = failure, status_of(message)
-            return self._resolve(work, force=True)
+            return self._identify(work, force=True)
         status = status_of(message)
         if status is not None:
             return self._endings.not_active(work, status, message.text)
@@ -467,9 +415,9 @@ class Pipeline:
             self.snapshots.produced(work)
             return
         failure, work.failure = work.failure, None
-        if failure.reason == "bad_signature" and not self._identity_is_fresh(work):
+        if failure.reason == "bad_signature" and not self._identifying.is_fresh(work):
             work.suspected = failure
-            self._resolve(work, force=True)
+            self._identify(work, force=True)
             return
         self._endings.fail(work, failure)
 
@@ -478,9 +426,3 @@ class Pipeline:
     def _of(self, job: int) -> Work | None:
         work = self.works.get(job)
         return None if work is None or work.over else work
-
-    def _identity_is_fresh(self, work: Work) -> bool:
-        # Also of one that was resolved for this work: it may have waited for its host for an hour since.
-        if work.identity is None:
-            return False
-        return self._clock.now() - work.identity.resolved_at < FRESHLY_RESOLVED_S
