@@ -29,10 +29,11 @@ from relay.atproto.errors import (
     WrongPrevData,
 )
 from relay.atproto.frames import Action, CommitMessage, SyncMessage
-from relay.atproto.inversion import EMPTY_TREE_CID, Change, invert
+from relay.atproto.inversion import Change, invert
 from relay.atproto.keys import PublicKey
 from relay.atproto.limits import DEFAULT_LIMITS, Limits
 from relay.atproto.nsid_filter import NsidFilter
+from relay.atproto.proof_tree import EMPTY_TREE_CID
 from relay.atproto.syntax import Rev, make_tid
 
 # How far a rev may be ahead of our clock; other relays allow as much.

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from relay.atproto import inversion
 from relay.atproto.errors import AtprotoError, InvalidMst, InvalidProof, LimitExceeded, PartialTree
-from relay.atproto.inversion import EMPTY_TREE_CID, Change, ProofTree, invert
+from relay.atproto.inversion import Change, invert
 from relay.atproto.limits import DEFAULT_LIMITS, Limits
+from relay.atproto.proof_tree import EMPTY_TREE_CID, ProofTree
 from tests.support.live import proof_of
 from tests.support.repos import build_tree, cid_of, layer_of
 

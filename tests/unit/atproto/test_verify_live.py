@@ -22,10 +22,10 @@ from relay.atproto.errors import (
     WrongPrevData,
 )
 from relay.atproto.frames import CommitMessage, SyncMessage, parse_frame
-from relay.atproto.inversion import EMPTY_TREE_CID
 from relay.atproto.keys import PublicKey, parse_multikey
 from relay.atproto.limits import Limits
 from relay.atproto.nsid_filter import NsidFilter
+from relay.atproto.proof_tree import EMPTY_TREE_CID
 from relay.atproto.verify_live import UNPROVABLE_REASONS, Unprovable, VerifiedCommit, verify_commit, verify_sync
 from tests.support.live import TIME_US, LiveCommit, Op, make_commit, rev_of, sync_frame
 from tests.support.repos import DID, Signer, build_tree, cid_of, commit_block, make_records, write_car
