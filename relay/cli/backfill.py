@@ -20,7 +20,8 @@ from relay.supervisor.launch import launch
 from relay.tui.report import TerminalReporter
 
 if TYPE_CHECKING:
-    from relay.supervisor.backfill import Summary, Targets
+    from relay.supervisor.books import Summary
+    from relay.supervisor.discovery import Targets
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -87,7 +88,7 @@ def exit_code(summary: Summary) -> Exit:
 
 
 def _targets(args: argparse.Namespace) -> Targets:
-    from relay.supervisor.backfill import Targets
+    from relay.supervisor.discovery import Targets
 
     if args.dids_file is not None:
         return Targets(dids=tuple(load_dids_file(args.dids_file)))

@@ -52,7 +52,8 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
             reporter = TerminalReporter(sys.stderr, live=not args.no_progress)
             try:
                 launch()
-                from relay.supervisor.backfill import BackfillRun, Targets
+                from relay.supervisor.backfill import BackfillRun
+                from relay.supervisor.discovery import Targets
 
                 summary = BackfillRun(settings, Targets(everything=True), NsidFilter.parse(()), reporter).run()
             finally:
@@ -90,7 +91,7 @@ def _settings(loaded: Loaded, plc_url: str, relay_url: str, folder: Path) -> Any
         "relay.name": "demo",
         "relay.data_dir": str(folder),
         "metrics.port": 0,
-        "log_level": loaded.settings.log_level,
+        "log_level": "warning" if loaded.is_default("log_level") else loaded.settings.log_level,
         "log_format": loaded.settings.log_format,
     }
     environ = {name: os.environ[name] for name in ("HOME", "PATH") if name in os.environ}

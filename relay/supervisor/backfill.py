@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import hashlib
 import json
 import os
 import queue
@@ -13,7 +12,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -25,9 +23,8 @@ from relay.config.schema import Settings
 from relay.discovery.listing import Enumeration, EnumerationResult
 from relay.discovery.pages import PagePolicy
 from relay.discovery.sink import StoreSink
-from relay.errors import RelayError, StoreAway, StoreError, StoreFenced
+from relay.errors import RelayError
 from relay.ipc.child import stop_forkserver
-from relay.model import RepoState
 from relay.net.address import http_origin
 from relay.net.guard import Guard
 from relay.net.http import Fetcher, user_agent
@@ -35,16 +32,16 @@ from relay.net.xrpc import Xrpc
 from relay.observe.log import get_logger
 from relay.observe.metrics import Metrics
 from relay.observe.status import ListingView, Phase, StatusSnapshot
-from relay.runtime.backoff import Backoff
 from relay.runtime.clock import SystemClock
-from relay.runtime.service import ServiceThread
 from relay.runtime.signals import StopSignals
-from relay.store import batches, dead_letters, instances, repos
+from relay.store import batches, instances, repos
 from relay.store.partitions import Holder
 from relay.store.pool import Database
 from relay.store.repos import UpsertResult
 from relay.store.statements import Cursor
+from relay.supervisor.books import Books, Summary, missing_targets
 from relay.supervisor.census import Census
+from relay.supervisor.discovery import Discovery, Targets
 from relay.supervisor.firstseq import store_first_cursor
 from relay.supervisor.local_ingester import LocalIngester, default_sink
 from relay.supervisor.observer import Observer
@@ -58,48 +55,6 @@ T = TypeVar("T")
 LOOK_EVERY_S = 0.5
 HEARTBEAT_EVERY_S = 2.0
 FINISH_CHECK_S = 0.2
-QUARANTINED_LISTED = 1000
-BOOKS_PATIENCE_S = 30.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Targets:
-    """What to backfill. Exactly one of them is set."""
-
-    everything: bool = False
-    collections: tuple[str, ...] = ()
-    dids: tuple[str, ...] = ()
-    hosts: tuple[str, ...] = ()
-
-    def spec(self, nsid_filter: NsidFilter) -> str:
-        """Return the text by which the same command finds its unfinished batch again."""
-        kind: dict[str, object] = {"filter": list(nsid_filter.patterns)}
-        if self.everything:
-            kind["all"] = True
-        elif self.dids:
-            digest = hashlib.sha256("\n".join(sorted(self.dids)).encode()).hexdigest()
-            kind["dids"] = f"{len(self.dids)}:{digest}"
-        else:
-            kind["collections" if self.collections else "hosts"] = sorted(self.collections or self.hosts)
-        return json.dumps(kind, sort_keys=True)
-
-
-@dataclass(slots=True, kw_only=True)
-class Summary:
-    """How a backfill ended. `why`: set when it could not go on. Rates are over the time that the machine ran."""
-
-    interrupted: bool = False
-    why: str | None = None
-    counts: dict[RepoState, int] = field(default_factory=dict)
-    reasons: list[tuple[RepoState, str | None, int]] = field(default_factory=list)
-    quarantined: list[tuple[str, str | None, str | None]] = field(default_factory=list)  # did, reason, last error
-    failed_listings: list[str] = field(default_factory=list)
-    dead_letters: int = 0
-    records: int = 0
-    operations: int = 0
-    bytes_fetched: int = 0
-    repos_synced: int = 0
-    took_s: float = 0.0
 
 
 class Reporter(Protocol):
@@ -133,7 +88,6 @@ class BackfillRun:
         self._enumeration_result: EnumerationResult | None = None
         self._finished = False
         self._finish_asked = False
-        self._patience = threading.Event()  # never set: to wait
         self._store_away: dict[str, str] = {}
 
     def run(self) -> Summary:
@@ -198,7 +152,9 @@ class BackfillRun:
         local: LocalIngester | None = None
         addresses = settings.ingesters
         if not addresses:
-            local = LocalIngester(default_sink(data_dir))
+            local = LocalIngester(
+                default_sink(data_dir), log_level=settings.log_level, log_format=settings.log_format
+            )
             addresses = (local.start(),)
         try:
             self._with_ingesters(database, lease, signals, batch, spool_dir, addresses, local)
@@ -430,92 +386,13 @@ class BackfillRun:
         result = self._discovery.result
         if result is not None:
             summary.failed_listings = [f"{each.host or each.param}: {each.text}" for each in result.failed]
-        deadline = time.monotonic() + (BOOKS_PATIENCE_S if self._finished else 0.0)
-        backoff = Backoff(0.1, 2.0)
-        while True:
-            try:
-                with database.transaction("close the books", epoch=lease.epoch) as cursor:
-                    self._write_books(cursor, batch, instance)
-                break
-            except (StoreError, StoreFenced) as exc:
-                if isinstance(exc, StoreAway) and time.monotonic() < deadline:
-                    if not backoff.failures:
-                        log.warning("store_away", reason=str(exc), waiting="close the books")
-                    self._patience.wait(backoff.next_delay_s())
-                    continue
-                log.warning("books_not_closed", reason=str(exc))
-                if self._finished:
-                    # Without the counts nobody could say whether some were given up: the exit code must not claim it.
-                    summary.why = f"everything was delivered, but the result cannot be read: {exc}"
-                break
+        books = Books(database, lambda: lease.epoch, summary, batch=batch, instance=instance)
+        books.close(finished=self._finished, now=self._clock.now())
         if result is not None and self._finished and summary.why is None:
-            summary.why = self._missing(result)
-
-    def _missing(self, result: EnumerationResult) -> str | None:
-        """Say what was not enumerated, where that means that targets may be missing.
-
-        Of a whole network some hosts are always away, and their repos are known from the upstream: those are listed in the summary.
-        """
-        whole = not (self._targets.hosts or self._targets.collections)
-        upstream = http_origin(self._settings.firehose.relay_host) if self._settings.firehose.relay_host else ""
-        failed = [each for each in result.failed if not whole or each.host == upstream]
-        if result.failed and not sum(self._summary.counts.values()):
-            failed = list(result.failed)
-        if not failed:
-            return None
-        return f"not everything could be enumerated, so targets may be missing: {failed[0].host}: {failed[0].text}"
-
-    def _write_books(self, cursor: Cursor, batch: int, instance: int) -> None:
-        """Read the result into the summary, and store that the batch is finished."""
-        summary = self._summary
-        summary.counts = repos.count_by_state(cursor, batch)
-        summary.dead_letters = sum(dead_letters.count_by_reason(cursor).values())
-        summary.reasons = repos.reasons_of_batch(cursor, batch)
-        summary.quarantined = [
-            (row.did, row.reason, row.last_error)
-            for row in repos.quarantined_of_batch(cursor, batch, QUARANTINED_LISTED)
-        ]
-        if self._finished:
-            batches.finish_batch(cursor, batch, self._clock.now(), json.dumps(summary.counts))
-        instances.unregister(cursor, instance)
-
-
-class Discovery(ServiceThread):
-    """The enumerating thread. `first` runs before anything is enumerated (it stores the firehose's cursor)."""
-
-    def __init__(
-        self,
-        enumeration: Enumeration,
-        targets: Targets,
-        settings: Settings,
-        *,
-        first: Callable[[], None],
-        on_death: Callable[[str, BaseException], None],
-    ) -> None:
-        super().__init__("discovery", on_death)
-        self.enumeration, self._targets, self._settings, self._first = enumeration, targets, settings, first
-        self.result: EnumerationResult | None = None
-
-    @property
-    def is_over(self) -> bool:
-        return self.result is not None
-
-    def wake(self) -> None:
-        self.enumeration.request_stop()
-
-    def run(self) -> None:
-        self._first()
-        targets, enumeration = self._targets, self.enumeration
-        upstream = self._settings.firehose.relay_host
-        if targets.dids:
-            self.result = enumeration.enumerate_dids(targets.dids)
-        elif targets.hosts:
-            self.result = enumeration.enumerate_hosts([http_origin(host) for host in targets.hosts])
-        elif targets.collections:
-            origin = http_origin(self._settings.discovery.collection_host or upstream)
-            self.result = enumeration.enumerate_collections(origin, targets.collections)
-        else:
-            self.result = enumeration.enumerate_network(http_origin(upstream))
+            relay_host = self._settings.firehose.relay_host
+            upstream = http_origin(relay_host) if relay_host else ""
+            whole = not (self._targets.hosts or self._targets.collections)
+            summary.why = missing_targets(result, upstream=upstream if whole else None, counts=summary.counts)
 
 
 def _page(machine: Machine, census: Census, result: UpsertResult, uncovered: int) -> None:
@@ -544,6 +421,3 @@ def _health(machine: Machine, observer: Observer) -> tuple[int, str]:
 def _ready(observer: Observer) -> tuple[int, str]:
     ready = observer.phase is Phase.RUNNING
     return (200 if ready else 503), f"{observer.phase.value}{': ' + observer.reason if observer.reason else ''}"
-
-
-__all__ = ["BackfillRun", "Discovery", "Reporter", "Summary", "Targets"]
