@@ -1,0 +1,188 @@
+"""One repo's way to its ingester: what is accepted, what waits, what is in flight, what is acknowledged (pure)."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from relay.repos.handover import Chain, LiveEvent
+from relay.repos.live_events import LiveToken, Offer, OfferAccount, OfferIdentity
+
+Telling: TypeAlias = OfferAccount | OfferIdentity
+
+# A stuck ingester must not make one account's statuses pile up: past this, the newest waiting one of a kind is replaced. That
+# loses no more than a crash does, after which only the newest is told.
+MAX_WAITING_TELLINGS: Final = 16
+
+
+@dataclass(slots=True)
+class _Entry:
+    """An accepted event: acknowledged when `is_delivered`, and everything before it is."""
+
+    chain: Chain
+    seq: int
+    operations: int
+    is_delivered: bool
+    is_open: bool  # its frame holds the cursor
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    what: Offer | Telling
+    version: int  # of the row that must be stored before
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """What an acknowledgement did. `finished`: seq of the commit whose operations are delivered, `frame`: the one now done."""
+
+    finished: int | None = None
+    frame: int | None = None
+    telling: Telling | None = None
+    has_advanced: bool = False
+
+
+class Flow:
+    """Accepted events in order, and their operations on the way.
+
+    Invariants: `acknowledged` never passes an event whose operations, or those of one before it, are not acknowledged, and an
+    event without wanted operations passes as soon as everything before it has; nothing overtakes; a telling is released only
+    when nothing of the DID is in flight; nothing is released before the row that it depends on is stored. Memory: what the
+    owner accepts, plus MAX_WAITING_TELLINGS.
+    """
+
+    def __init__(self, did: str, chain: Chain | None) -> None:
+        self.did = did
+        self.accepted = self.acknowledged = chain
+        self._entries: deque[_Entry] = deque()
+        self._waiting: deque[_Waiting] = deque()
+        self._flying: dict[LiveToken, _Entry | Telling] = {}
+        self._by_token: dict[LiveToken, _Entry] = {}
+        self._number = 0
+        self.operations = 0  # accepted and not acknowledged
+
+    @property
+    def is_quiet(self) -> bool:
+        """Nothing waits and nothing is in flight."""
+        return not self._waiting and not self._flying
+
+    @property
+    def is_empty(self) -> bool:
+        """Quiet, and everything accepted is acknowledged."""
+        return self.is_quiet and not self._entries
+
+    def snapshot(self, chain: Chain) -> None:
+        """A delivered snapshot replaces what was known; nothing of the DID is in flight but perhaps tellings."""
+        self.accepted = self.acknowledged = chain
+        self._entries.clear()
+        self._by_token.clear()
+
+    def token(self) -> LiveToken:
+        self._number += 1
+        return LiveToken(self.did, self._number)
+
+    def accept(self, event: LiveEvent, *, version: int, is_open: bool) -> bool:
+        """Take an event that follows the chain. Return whether `acknowledged` advanced, as without operations it may at once."""
+        self.accepted = Chain(event.rev, event.data)
+        entry = _Entry(self.accepted, event.seq, event.operations, not event.operations, is_open)
+        self._entries.append(entry)
+        if not event.operations:
+            return self._advance()
+        self.operations += event.operations
+        token = self.token()
+        self._by_token[token] = entry
+        offer = Offer(payload=event.payload, operations=event.operations, seq=event.seq, token=token)
+        self._waiting.append(_Waiting(offer, version))
+        return False
+
+    def tell(self, telling: Telling, *, version: int) -> None:
+        """Put an ACCOUNT or IDENTITY behind everything of the DID; `version` of the row that says it."""
+        same = [w for w in self._waiting if type(w.what) is type(telling)]
+        if len(same) >= MAX_WAITING_TELLINGS:
+            self._waiting.remove(same[-1])
+        self._waiting.append(_Waiting(telling, version))
+
+    def release(self, stored_version: int) -> list[Offer | Telling]:
+        """Return what may be queued for the ingester now, in order."""
+        released: list[Offer | Telling] = []
+        while self._waiting and self._waiting[0].version <= stored_version:
+            what = self._waiting[0].what
+            if isinstance(what, Offer):
+                self._flying[what.token] = self._by_token[what.token]
+            elif self._flying:
+                break
+            else:
+                self._flying[what.token] = what
+            self._waiting.popleft()
+            released.append(what)
+        return released
+
+    def landed(self, token: LiveToken) -> Landed:
+        """Take an acknowledgement; one of something given up meanwhile changes nothing but what is in flight."""
+        flew = self._flying.pop(token, None)
+        if flew is None:
+            return Landed()
+        if isinstance(flew, OfferAccount | OfferIdentity):
+            return Landed(telling=flew)
+        if self._by_token.pop(token, None) is None:
+            return Landed()
+        flew.is_delivered = True
+        self.operations -= flew.operations
+        frame = flew.seq if flew.is_open else None
+        flew.is_open = False
+        return Landed(finished=flew.seq, frame=frame, has_advanced=self._advance())
+
+    def forget(self, token: LiveToken) -> None:
+        """An offer never left: it and everything after it will not be acknowledged."""
+        if self._flying.pop(token, None) is None:
+            return
+        entry = self._by_token.get(token)
+        if entry is not None:
+            self._truncate(entry)
+
+    def forget_from(self, token: LiveToken) -> None:
+        """The offer was refused, and with it what was released behind it."""
+        if token in self._flying:
+            for later in [each for each in self.offers_in_flight() if each.number >= token.number]:
+                self.forget(later)
+
+    def give_up(self) -> list[int]:
+        """A fetch will bring it all: drop offers that wait, and return the frames that are open no longer.
+
+        What is in flight stays so; while it is acknowledged in order it still counts. Tellings wait on.
+        """
+        frames = [entry.seq for entry in self._entries if entry.is_open]
+        for entry in self._entries:
+            entry.is_open = False
+        for waiting in self._waiting:
+            if isinstance(waiting.what, Offer):
+                self._truncate(self._by_token[waiting.what.token])
+                break
+        self._waiting = deque(w for w in self._waiting if not isinstance(w.what, Offer))
+        return frames
+
+    def offers_in_flight(self) -> tuple[LiveToken, ...]:
+        """The tokens of operations that are queued or sent, oldest first."""
+        return tuple(token for token, flew in self._flying.items() if isinstance(flew, _Entry))
+
+    def _truncate(self, entry: _Entry) -> None:
+        """Drop the entry and all after it; the chain that was accepted is not delivered beyond."""
+        dropped = False
+        kept: deque[_Entry] = deque()
+        for each in self._entries:
+            dropped = dropped or each is entry
+            if not dropped:
+                kept.append(each)
+            elif not each.is_delivered:
+                self.operations -= each.operations
+        if dropped:
+            self._entries = kept
+            alive = {id(each) for each in kept}
+            self._by_token = {token: each for token, each in self._by_token.items() if id(each) in alive}
+
+    def _advance(self) -> bool:
+        before = self.acknowledged
+        while self._entries and self._entries[0].is_delivered:
+            self.acknowledged = self._entries.popleft().chain
+        return self.acknowledged is not before
