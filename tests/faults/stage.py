@@ -14,6 +14,7 @@ import signal
 import socket
 import sqlite3
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from tests.support.waiting import NotInTime, wait_until
 MARK = "RELAY_FAULT_TEST"
 RUN_DEADLINE_S = 100.0
 SETTLE_S = 10.0
+_LOOK_EVERY_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +217,15 @@ class Stage:
         """Return how many records the ingester holds at the moment."""
         return records_in(self.data / "records.sqlite")
 
+    def ends_before(self, program: Program, mark: int, pause_s: float) -> bool:
+        """Let the run come to where the ingester holds `mark` records, and `pause_s` further; True when it has ended."""
+        wait_until(
+            lambda: self.stored_records() >= mark or ends_within(program, _LOOK_EVERY_S),
+            f"{mark} records stored by {program}",
+            deadline_s=RUN_DEADLINE_S,
+        )
+        return ends_within(program, pause_s)
+
     def _assert_nothing_left(self) -> None:
         left: list[str] = []
 
@@ -263,6 +274,20 @@ def kill(pid: int) -> bool:
     return True
 
 
+def first_at_work(pids: Sequence[int], within_s: float) -> int | None:
+    """Return the first of these processes that is seen computing, and not waiting; None: none within `within_s`."""
+    ends_at = time.monotonic() + within_s
+    pause = threading.Event()
+    while time.monotonic() < ends_at:
+        for pid in pids:
+            with contextlib.suppress(OSError):  # gone meanwhile
+                stat = Path(f"/proc/{pid}/stat").read_bytes()
+                if stat[stat.rindex(b")") + 2 :].startswith(b"R"):
+                    return pid
+        pause.wait(0.0002)  # a small repo keeps a worker for a millisecond
+    return None
+
+
 def ends_within(program: Program, seconds: float) -> bool:
     """Let time pass while the program runs; True when it has ended."""
     ends_at = time.monotonic() + seconds
@@ -275,6 +300,11 @@ def moments(rng: random.Random, count: int, longest_s: float) -> Iterator[float]
     """Yield `count` pauses, of random length."""
     for _ in range(count):
         yield rng.uniform(0.05, longest_s)
+
+
+def marks(rng: random.Random, count: int, whole: int) -> list[int]:
+    """Return `count` numbers of records, rising, one at random in each part of the whole: where in a run something is to happen."""
+    return [int(whole * (part + rng.random()) / count) for part in range(count)]
 
 
 def lines_with(programs: Sequence[Program], text: str) -> int:
