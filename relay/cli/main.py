@@ -18,6 +18,8 @@ from relay.config.load import load
 from relay.errors import ConfigError, RelayError
 from relay.observe.log import configure
 
+# The others answer a question: what they do for it (start the private server) is no news unless it goes wrong.
+LOGGING_COMMANDS = ("backfill",)
 COMMANDS = ("backfill", "demo", "status", "repos", "deadletter", "ingester", "config", "db")
 
 
@@ -35,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as exc:
         print(f"relay: {exc}", file=sys.stderr)
         return Exit.USAGE
-    configure(loaded.settings.log_level, loaded.settings.log_format)
+    quiet = args.command not in LOGGING_COMMANDS and loaded.is_default("log_level")
+    configure("warning" if quiet else loaded.settings.log_level, loaded.settings.log_format)
     try:
         return int(command.run(args, loaded))
     except ConfigError as exc:

@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 import orjson
 
+from relay.atproto.cid import cid_text
 from relay.cli.exits import Exit
 from relay.cli.reading import reading
 from relay.config.addresses import http_form
@@ -73,7 +74,7 @@ def show_entry(row: RepoRow) -> dict[str, object]:
         "next_attempt_at": _time(row.next_attempt_at),
         "rev_begun": row.rev_begun,
         "rev_heard": row.rev_heard,
-        "data": None if row.data is None else row.data.hex(),
+        "data": None if row.data is None else cid_text(row.data),
         "covers": None if row.covers is None else [each for each in row.covers.split(",") if each],
         "bytes": row.bytes,
         "check_due": row.check_due,

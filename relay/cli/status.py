@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import http.client
 import os
+import socket
 import sys
 import threading
 import time
@@ -150,7 +151,7 @@ def _ask(instance: Instance) -> StatusSnapshot | None:
 
 def _last_told(instance: Instance) -> StatusSnapshot | None:
     """Return the status of an instance's last heartbeat, if that is recent enough to be its own."""
-    if instance.status is None or instance.silent_s > _SILENT_S:
+    if instance.status is None or instance.silent_s > _SILENT_S or _is_dead(instance):
         return None
     try:
         snapshot = StatusSnapshot.from_json(orjson.dumps(instance.status))
@@ -159,6 +160,11 @@ def _last_told(instance: Instance) -> StatusSnapshot | None:
         return None
     note = f"as of {instance.silent_s:.0f} s ago, {instance.host} does not answer from here"
     return dataclasses.replace(snapshot, reason=f"{snapshot.reason}; {note}" if snapshot.reason else note)
+
+
+def _is_dead(instance: Instance) -> bool:
+    """Say whether we can see that the process is gone: after a kill on this machine nobody has to wait for the heartbeat."""
+    return instance.host == socket.gethostname() and not os.path.exists(f"/proc/{instance.pid}")
 
 
 def _print(snapshot: StatusSnapshot, out: TextIO, *, as_json: bool) -> None:

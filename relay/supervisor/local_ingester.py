@@ -20,8 +20,9 @@ START_WITHIN_S = 30.0
 class LocalIngester:
     """Started with `start() -> address`; ends when its standard input does, so also when we are killed."""
 
-    def __init__(self, sink: str) -> None:
+    def __init__(self, sink: str, *, log_level: str = "info", log_format: str = "text") -> None:
         self.sink = sink
+        self._log_level, self._log_format = log_level, log_format
         self.address = ""
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -38,6 +39,10 @@ class LocalIngester:
                 "--sink",
                 self.sink,
                 "--stop-with-stdin",
+                "--log-level",
+                self._log_level,
+                "--log-format",
+                self._log_format,
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

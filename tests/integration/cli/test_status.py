@@ -168,6 +168,18 @@ def test_an_instance_that_cannot_be_reached_is_shown_as_of_its_heartbeat(
     assert "elsewhere does not answer from here" in values["reason"]
 
 
+def test_a_killed_instance_of_this_machine_does_not_live_on_in_its_heartbeat(
+    filled: Database, migrated_dsn: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    told = json.loads(StatusSnapshot(instance="killed", phase=Phase.RUNNING).to_json())
+    address = f"127.0.0.1:{_closed_port()}"
+    instance = _register(filled, address, host=socket.gethostname(), pid=int(gone.stdout))
+    with filled.transaction("heartbeat") as cur:
+        instances.heartbeat(cur, instance, "running", status=told, metrics_address=address)
+    assert _status(_loaded(migrated_dsn), capsys)["phase"] == "stopped"
+
+
 def test_for_people_the_status_is_plain_text_when_piped(
     filled: Database, migrated_dsn: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
