@@ -49,16 +49,19 @@ class Sampler(threading.Thread):
         self._last: dict[int, tuple[str, float]] = {}
         self._stop_event = threading.Event()
         self.usage = Usage()
+        self._before: dict[int, float] = {}  # what a process had used before: the network has built its repos
 
     def run(self) -> None:
+        self.sample()
+        self._before = {pid: cpu_s for pid, (kind, cpu_s) in self._last.items() if kind == "network"}
         while not self._stop_event.wait(0.2):
             self.sample()
 
     def finish(self) -> Usage:
         self._stop_event.set()
         self.join()
-        for kind, cpu_s in self._last.values():
-            self.usage.cpu_s[kind] = self.usage.cpu_s.get(kind, 0.0) + cpu_s
+        for pid, (kind, cpu_s) in self._last.items():
+            self.usage.cpu_s[kind] = self.usage.cpu_s.get(kind, 0.0) + cpu_s - self._before.get(pid, 0.0)
         return self.usage
 
     def sample(self) -> None:
@@ -207,7 +210,7 @@ def run_once(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--accounts", type=int, default=1500)
+    parser.add_argument("--accounts", type=int, default=3000)
     parser.add_argument("--quick", action="store_true", help="300 accounts")
     parser.add_argument("--only", nargs="*", default=["null-raw", "null-json", "postgresql-json"])
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="environment of the relay")
