@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     from relay.ingester.errors import BadFault, BadSinkUrl, IngesterError
     from relay.ingester.faults import parse_faults
     from relay.ingester.server import IngesterServer, ServerOptions
-    from relay.ingester.sinks.base import make_sink
+    from relay.ingester.sinks.choose import make_sink
 
     events: queue.SimpleQueue[int] = queue.SimpleQueue()
     try:

@@ -70,26 +70,3 @@ class SinkUrl:
     def no_more_options(self) -> None:
         if self._options:
             raise BadSinkUrl(f"{self.kind}: sink has no option {', '.join(sorted(self._options))}")
-
-
-def make_sink(url: str) -> Sink:
-    """Return the sink that `url` names, not opened yet. Raises BadSinkUrl."""
-    # Imported here: nobody should need psycopg2 for a null: sink.
-    if url.startswith(("postgresql://", "postgres://")):
-        from relay.ingester.sinks.postgresql import PostgresqlSink
-
-        return PostgresqlSink(url)
-    parsed = SinkUrl(url)
-    if parsed.kind == "null":
-        from relay.ingester.sinks.null import NullSink
-
-        return NullSink(parsed)
-    if parsed.kind == "sqlite":
-        from relay.ingester.sinks.sqlite import SqliteSink
-
-        return SqliteSink(parsed)
-    if parsed.kind == "jsonl":
-        from relay.ingester.sinks.jsonl import JsonlSink
-
-        return JsonlSink(parsed)
-    raise BadSinkUrl(f"no sink {parsed.kind!r}; there are postgresql://..., sqlite:///FILE, jsonl:DIR and null:")

@@ -11,7 +11,7 @@ import grpc
 
 from relay.ingester.faults import FaultPlan
 from relay.ingester.server import IngesterServer, ServerOptions
-from relay.ingester.sinks.base import make_sink
+from relay.ingester.sinks.choose import make_sink
 from relay.pb import ingester_pb2 as pb
 from relay.pb import ingester_pb2_grpc as pb_grpc
 

@@ -24,7 +24,7 @@ from cryptography.x509.oid import NameOID
 from relay.ingester.errors import ListenFailed
 from relay.ingester.faults import parse_faults
 from relay.ingester.server import MAX_STREAMS, IngesterServer, ServerOptions
-from relay.ingester.sinks.base import make_sink
+from relay.ingester.sinks.choose import make_sink
 from relay.pb import ingester_pb2 as pb
 from relay.pb import ingester_pb2_grpc as pb_grpc
 from relay.store.embedded import EmbeddedPostgres

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from relay.ingester.errors import SinkAway, SinkFailed
-from relay.ingester.sinks.base import Sink, SinkUrl, make_sink
+from relay.ingester.sinks.base import Sink, SinkUrl
+from relay.ingester.sinks.choose import make_sink
 from relay.ingester.sinks.jsonl import JsonlSink
 from relay.ingester.sinks.postgresql import PostgresqlSink
 from relay.pb import ingester_pb2 as pb
