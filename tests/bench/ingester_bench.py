@@ -28,7 +28,7 @@ import psycopg2
 import psycopg2.extensions
 
 from relay.ingester.operations import Prepared, parse_batch, split_batch
-from relay.ingester.sinks.base import make_sink
+from relay.ingester.sinks.choose import make_sink
 from relay.pb import ingester_pb2 as pb
 from relay.store.embedded import EmbeddedPostgres
 

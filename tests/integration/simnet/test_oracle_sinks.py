@@ -11,7 +11,7 @@ import cbrrr
 import psycopg2.extensions
 import pytest
 
-from relay.ingester.sinks.base import make_sink
+from relay.ingester.sinks.choose import make_sink
 from relay.pb import ingester_pb2 as pb
 from relay.simnet.block import cid_text
 from relay.simnet.delivered import read_sink

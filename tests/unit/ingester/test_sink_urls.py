@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from relay.ingester.errors import BadSinkUrl
-from relay.ingester.sinks.base import SinkUrl, make_sink
+from relay.ingester.sinks.base import SinkUrl
+from relay.ingester.sinks.choose import make_sink
 
 
 @pytest.mark.parametrize(
