@@ -14,7 +14,6 @@ import gc
 import hashlib
 import mmap
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -231,13 +230,20 @@ def million(encoding: RecordEncoding) -> None:
     verified = time.monotonic() - began
     operations = sum(chunk.operations for chunk in snapshot.chunks() if b"".join(chunk.parts))
     took = time.monotonic() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = _peak_mb()
     print(
         f"  {encoding.value:<10}{len(view) / 1e6:.0f} MB, {operations:,} operations: {took:.1f} s, of it {verified:.1f} s to verify "
         f"(CPU {time.process_time() - cpu:.1f} s), {repo.records / took:,.0f} records/s; peak RSS {peak:.0f} MB "
         f"(before: {before:.0f} MB)",
         flush=True,
     )
+
+
+def _peak_mb() -> float:
+    """The peak of this program alone: `ru_maxrss` would bring along that of the process that started it."""
+    with open("/proc/self/status") as file:
+        (line,) = (line for line in file if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024
 
 
 def _resident_mb() -> float:
