@@ -183,7 +183,7 @@ class LiveRepo:
             case e.Refused():
                 self._refused(event.token)
             case e.Withdrawn():
-                self._flow.forget(event.token)
+                self._all_done(self._flow.forget(event.token))
             case e.Claimed():
                 self._claimed()
             case e.SnapshotVerified():
@@ -417,8 +417,7 @@ class LiveRepo:
         self.refetches += 1
         self._stop_fetch()
         self._drop_buffer()
-        for seq in self._flow.give_up():
-            self._done(seq)
+        self._all_done(self._flow.give_up())
         self._change()
         self._count("desyncs", reason)
         self._effects.append(e.Desync(reason=reason, refetches=self.refetches))
@@ -429,8 +428,7 @@ class LiveRepo:
         """The database has stored the repo as active, whatever we thought of it; what is fetched begins now."""
         self._stop_fetch()
         self._drop_buffer()
-        for seq in self._flow.give_up():
-            self._done(seq)
+        self._all_done(self._flow.give_up())
         self.is_known = True
         if self._reason == REJECTED and self._tell is not None:
             self._queue_account(self._tell, seq=0, version=0)
@@ -475,6 +473,7 @@ class LiveRepo:
         self._fetching, self._snapshot = False, None
         chain = Chain(event.rev, event.data)
         self._flow.snapshot(chain)
+        self._hear(event.rev)
         covers = event.covers.intersect(self._narrowest)
         self._covers = ",".join(covers.patterns)
         self._change()
@@ -487,8 +486,7 @@ class LiveRepo:
 
     def _pending_again(self, reason: str) -> None:
         self._drop_buffer()
-        for seq in self._flow.give_up():
-            self._done(seq)
+        self._all_done(self._flow.give_up())
         self.state = after(after(self.state, LifeEvent.OUTDATED), LifeEvent.RETRY_DUE)
         self._reason, self._again = reason, None
         self.refetches += 1
@@ -698,7 +696,7 @@ class LiveRepo:
 
     def _ingester_behind(self, token: e.LiveToken | None) -> None:
         if token is not None:
-            self._flow.forget_from(token)
+            self._all_done(self._flow.forget_from(token))
         if self.state is S.SYNCED or self._will_hold():
             self._desync("ingester_behind")
 
@@ -712,8 +710,7 @@ class LiveRepo:
                     return
                 self._desync("open_frames")
             case S.INACTIVE | S.QUARANTINED:
-                for seq in self._flow.give_up():  # a return to life begins with a fetch
-                    self._done(seq)
+                self._all_done(self._flow.give_up())  # a return to life begins with a fetch
             case S.DISCOVERED | S.PENDING | S.FAILED | S.DESYNCED:
                 pass
             case _:
@@ -724,8 +721,7 @@ class LiveRepo:
     def _remove(self) -> None:
         self._stop_fetch()
         self._drop_buffer()
-        for seq in self._flow.give_up():
-            self._done(seq)
+        self._all_done(self._flow.give_up())
         self.is_removed = True
         if tokens := self._flow.offers_in_flight():
             self._effects.append(e.Withdraw(tokens=tokens))
@@ -742,7 +738,7 @@ class LiveRepo:
             case e.Acknowledged() | e.Refused():
                 self._flow.landed(event.token)
             case e.Withdrawn():
-                self._flow.forget(event.token)
+                self._all_done(self._flow.forget(event.token))
             case e.RowStored():
                 self._stored = max(self._stored, event.version)
             case e.SnapshotDelivered() | e.SnapshotStopped():
@@ -773,6 +769,10 @@ class LiveRepo:
 
     def _done(self, seq: int) -> None:
         self._effects.append(e.Done(seq=seq))
+
+    def _all_done(self, seqs: list[int]) -> None:
+        for seq in seqs:
+            self._done(seq)
 
     def _done_unless(self, is_done: bool, seq: int) -> None:
         if not is_done:

@@ -133,19 +133,19 @@ class Flow:
         flew.is_open = False
         return Landed(finished=flew.seq, frame=frame, has_advanced=self._advance())
 
-    def forget(self, token: LiveToken) -> None:
-        """An offer never left: it and everything after it will not be acknowledged."""
-        if self._flying.pop(token, None) is None:
-            return
-        entry = self._by_token.get(token)
-        if entry is not None:
-            self._truncate(entry)
+    def forget(self, token: LiveToken) -> list[int]:
+        """An offer never left: it and everything after it will not be acknowledged. Return the frames that were open for it."""
+        if self._flying.pop(token, None) is None or token not in self._by_token:
+            return []
+        return self._truncate(self._by_token[token])
 
-    def forget_from(self, token: LiveToken) -> None:
-        """The offer was refused, and with it what was released behind it."""
+    def forget_from(self, token: LiveToken) -> list[int]:
+        """The offer was refused, and with it what was released behind it. Return the frames that were open for them."""
+        frames: list[int] = []
         if token in self._flying:
             for later in [each for each in self.offers_in_flight() if each.number >= token.number]:
-                self.forget(later)
+                frames += self.forget(later)
+        return frames
 
     def give_up(self) -> list[int]:
         """A fetch will bring it all: drop offers that wait, and return the frames that are open no longer.
@@ -166,20 +166,25 @@ class Flow:
         """The tokens of operations that are queued or sent, oldest first."""
         return tuple(token for token, flew in self._flying.items() if isinstance(flew, _Entry))
 
-    def _truncate(self, entry: _Entry) -> None:
-        """Drop the entry and all after it; the chain that was accepted is not delivered beyond."""
+    def _truncate(self, entry: _Entry) -> list[int]:
+        """Drop the entry and all after it, and return their open frames; the chain that was accepted is not delivered beyond."""
+        frames: list[int] = []
         dropped = False
         kept: deque[_Entry] = deque()
         for each in self._entries:
             dropped = dropped or each is entry
             if not dropped:
                 kept.append(each)
-            elif not each.is_delivered:
+                continue
+            if not each.is_delivered:
                 self.operations -= each.operations
+            if each.is_open:
+                frames.append(each.seq)
         if dropped:
             self._entries = kept
             alive = {id(each) for each in kept}
             self._by_token = {token: each for token, each in self._by_token.items() if id(each) in alive}
+        return frames
 
     def _advance(self) -> bool:
         before = self.acknowledged
