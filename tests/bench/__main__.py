@@ -48,7 +48,7 @@ def _worker(name: str, label: str, must: float, goal: float) -> Figure:
 
 
 def _end_to_end(name: str, label: str, must: float, goal: float) -> Figure:
-    pattern = rf"^{re.escape(label)} +(?P<value>\S+) records/s"
+    pattern = rf"^{re.escape(label)} .* steady (?P<value>[\d,]+) records/s"
     return Figure(
         part="end-to-end", name=f"end to end, {name}", pattern=pattern, unit="records/s", must=must, goal=goal
     )

@@ -1,16 +1,17 @@
 """The whole way, everything on this machine: simulated PDSes -> fetch -> verify -> gRPC -> ingester, state in PostgreSQL.
 
-    python -m tests.bench.end_to_end [--accounts 1500] [--quick] [--only null-raw ...]
+    python -m tests.bench.end_to_end [--accounts 3000] [--quick] [--only null-raw ...]
 
 Prints records/s, MB/s and repos/s for each sink and encoding, the CPU of each kind of process per record, peak memory, and the
 reference loop (hashlib.sha256 over record-sized blocks, one core) with the ratio to it: machines differ, ratios less so.
-The network, the ingester and PostgreSQL share the machine's cores with the relay: what is printed is the whole, not the relay alone.
+`steady` leaves out the start of the processes and the last repos. The network, the ingester and PostgreSQL share the machine's cores with the relay: what is printed is the whole, not the relay alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -111,6 +113,42 @@ class Sampler(threading.Thread):
         return "supervisor"
 
 
+class Meter(threading.Thread):
+    """Reads the relay's messages, and from the address that they name how many operations are delivered, five times a second."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        super().__init__(daemon=True)
+        self._process = process
+        self.lines: list[str] = []
+        self.points: list[tuple[float, int]] = []
+
+    def run(self) -> None:
+        reader = threading.Thread(target=self._read, daemon=True)
+        reader.start()
+        while reader.is_alive():
+            reader.join(0.2)
+            address = next((m[1] for line in self.lines if (m := re.search(r"metrics: (\S+:\d+)", line))), None)
+            if address is None:
+                continue
+            try:
+                with urllib.request.urlopen(f"http://{address}/status.json", timeout=2) as answer:
+                    delivered = json.load(answer)["operations_delivered"]
+            except (OSError, ValueError):
+                continue
+            self.points.append((time.monotonic(), delivered or 0))
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        self.lines.extend(self._process.stderr)
+
+    def steady_rate(self, total: int) -> float:
+        """Return operations/s between 15 % and 90 % of `total`: without the start of processes and the last repos."""
+        inside = [(at, count) for at, count in self.points if 0.15 * total <= count <= 0.9 * total]
+        if len(inside) < 2 or inside[-1][0] == inside[0][0]:
+            return 0.0
+        return (inside[-1][1] - inside[0][1]) / (inside[-1][0] - inside[0][0])
+
+
 def _pss(pid: int) -> int:
     """Proportional set size: shared pages count once in all."""
     try:
@@ -189,7 +227,11 @@ def run_once(
         )
         sampler = Sampler({**roots, process.pid: "relay", ingester_pid: "ingester"})
         sampler.start()
-        _, told = process.communicate()
+        meter = Meter(process)
+        meter.start()
+        process.wait()
+        meter.join()
+        told = "".join(meter.lines)
         usage = sampler.finish()
     match = re.search(r"this run\s+([\d,]+) repos synced, ([\d,.]+\w*) records", told)
     took = re.search(r"rates\s+(\S+)/s repos, (\S+)/s records, (\S+ \S+)/s", told)
@@ -199,7 +241,7 @@ def run_once(
         return
     records = network.records
     print(
-        f"{name:18} {took[2]:>8} records/s  {took[3]:>10}/s  {took[1]:>6} repos/s  in {seconds[1]}; CPU us/record: "
+        f"{name:18} {took[2]:>8} records/s  {took[3]:>10}/s  {took[1]:>6} repos/s  in {seconds[1]}, steady {meter.steady_rate(records):,.0f} records/s; CPU us/record: "
         + ", ".join(f"{kind} {cpu / records * 1e6:.2f}" for kind, cpu in sorted(usage.cpu_s.items()))
         + f"; memory {usage.peak_total / 1e6:,.0f} MB ("
         + ", ".join(f"{kind} {size / 1e6:,.0f}" for kind, size in sorted(usage.peak_bytes.items()))

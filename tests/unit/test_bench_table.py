@@ -23,8 +23,8 @@ OUTPUTS = {
     ),
     "end-to-end": (
         "reference loop: 2,600,000 sha256 of 231 bytes a second on one core\n"
-        "null, raw              260k records/s   85.7 MiB/s     570 repos/s  in 2.6s; CPU us/record: fetch 2.28; memory 1,245 MB (f)\n"
-        "null, JSON            35.8k records/s    11.8 MiB/s      74 repos/s  in 4.0s; CPU us/record: fetch 2; memory 246 MB (f)\n"
+        "null, raw              210k records/s   85.7 MiB/s     570 repos/s  in 2.6s, steady 260,000 records/s; CPU us/record: fetch 2.28; memory 1,245 MB (f)\n"
+        "null, JSON            31.8k records/s    11.8 MiB/s      74 repos/s  in 4.0s, steady 35,800 records/s; CPU us/record: fetch 2; memory 246 MB (f)\n"
         "PostgreSQL, JSON       ????\n"
     ),
     "peers": "atmst: store and walk            hashes, layers  r10k      65,145 records/s, verify_repo is 4.4 times as fast\n",
