@@ -2,7 +2,8 @@
 
 The keeper counts every transition that it makes; this takes the counts from the database at start, when the enumeration is over, and
 now and then, because of rows that SQL moves by itself nobody knows whether they are targets. A count that is taken while
-transitions are on their way is off by those few until the next one: it is for eyes. The result of a batch is read from the database.
+transitions are on their way is off by those until the next one, which then comes soon: it is for eyes. The result of a batch is read
+from the database.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from relay.store.statements import Cursor
 
 EVERY_S = 30.0
 WHILE_LISTING_S = 2.0
+UNSETTLED_S = 2.0  # something was on its way while it was counted
 # Counting may take this share of the time: a scan of 50 M rows is not repeated every half minute.
 SHARE = 0.02
 
@@ -30,7 +32,9 @@ class _Count:
     def __init__(self, name: str, counts: Counter[RepoState], ask: Callable[[Cursor], dict[RepoState, int]]) -> None:
         self.name, self.counts, self.ask = name, counts, ask
         self.due_at = 0.0
+        self.cheap_at = 0.0  # sooner it would take more than its share of the time
         self.is_asking = False
+        self.is_unsettled = False
 
 
 class Census:
@@ -52,6 +56,9 @@ class Census:
 
     def page(self, result: UpsertResult, uncovered: int) -> None:
         """A page of discovered repos is stored; which of them were targets before only the next count tells."""
+        # It was stored by another thread: the last count, or the one that is asked for, may have it already.
+        self._whole.is_unsettled = True
+        self._whole.due_at = min(self._whole.due_at, max(self._whole.cheap_at, time.monotonic() + UNSETTLED_S))
         for (old, new), count in result.transitions.items():
             self._keeper.counts[new] += count
             if old is not None:
@@ -63,7 +70,7 @@ class Census:
         now = time.monotonic()
         if count.is_asking or now < count.due_at:
             return
-        count.is_asking = True
+        count.is_asking, count.is_unsettled = True, self._keeper.waiting > 0
 
         def ask(cursor: Cursor) -> tuple[float, dict[RepoState, int]]:
             began = time.monotonic()
@@ -73,7 +80,10 @@ class Census:
         def take(answer: tuple[float, dict[RepoState, int]]) -> None:
             took_s, found = answer
             count.is_asking = False
-            count.due_at = time.monotonic() + max(every_s, took_s / SHARE)
+            now = time.monotonic()
+            count.cheap_at = now + took_s / SHARE
+            unsettled = count.is_unsettled or self._keeper.waiting > 0
+            count.due_at = max(count.cheap_at, now + (min(UNSETTLED_S, every_s) if unsettled else every_s))
             count.counts.clear()
             count.counts.update(found)
 
