@@ -8,7 +8,21 @@ from relay.backfill import messages as m
 from relay.errors import Blame
 from relay.model import Identity
 from relay.net.facts import NO_FACTS, HostFacts
+from relay.observe.metrics import FetchOutcome
 from relay.repos.failures import Failure
+
+# By the reasons of net.errors.
+_OUTCOMES = {
+    "rate_limited": FetchOutcome.RATE_LIMITED,
+    "repo_not_found": FetchOutcome.NOT_FOUND,
+    "host_down": FetchOutcome.HOST_DOWN,
+    "truncated": FetchOutcome.HOST_DOWN,
+    "too_slow": FetchOutcome.TIMEOUT,
+    "deadline": FetchOutcome.TIMEOUT,
+    "too_large": FetchOutcome.TOO_LARGE,
+    "bad_response": FetchOutcome.REFUSED,
+    "private_address": FetchOutcome.REFUSED,
+}
 
 
 def identity_of(answer: m.Resolved) -> Identity | None:
@@ -43,6 +57,13 @@ def status_of(message: m.FetchFailed) -> str | None:
         return message.account_status
     # When its own document names this host, and the host does not have it, the account was deleted there.
     return "deleted" if message.reason == "repo_not_found" else None
+
+
+def fetch_outcome(message: m.FetchFailed) -> FetchOutcome:
+    """Return the metric label of a download that failed."""
+    if message.account_status is not None:
+        return FetchOutcome.INACTIVE
+    return _OUTCOMES.get(message.reason, FetchOutcome.OTHER)
 
 
 def facts_of(wire: list[Any] | None) -> HostFacts:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from relay.backfill import messages as m
 from relay.backfill.downloads import Downloads
 from relay.backfill.endings import Endings
+from relay.backfill.totals import Totals
 from relay.backfill.work import Stage, Work, Works
 from relay.errors import Blame
 from relay.model import RepoState
@@ -37,10 +38,11 @@ class Checks:
         hosts: HostGate,
         policy: RetryPolicy,
         clock: Clock,
+        totals: Totals,
         send: Callable[[m.FetchCheck], int | None],
     ) -> None:
         self._works, self._keeper, self._downloads, self._endings = works, keeper, downloads, endings
-        self._hosts, self._policy, self._clock, self._send = hosts, policy, clock, send
+        self._hosts, self._policy, self._clock, self._totals, self._send = hosts, policy, clock, totals, send
 
     def begin(self, rows: Iterable[RepoRow]) -> None:
         """Ask for adopted rows with a check due; those that cannot be asked now are found again by the next look."""
@@ -66,6 +68,7 @@ class Checks:
             row.rev_heard = max(row.rev_heard or "", message.rev)
             row.next_attempt_at = self._clock.now()
             self._keeper.apply(row, Event.OUTDATED, "newer_rev")
+            self._totals.desyncs["newer_rev"] += 1
         row.check_due = None
         self.end(work)
         return None
@@ -115,6 +118,7 @@ class Checks:
         """A check cannot be answered (the repo moved, or its host is gone): a fetch finds out what that means, and its attempts end."""
         row.check_due, row.next_attempt_at, row.attempts = None, self._clock.now(), 0
         event = Event.ACTIVE_AGAIN if row.state is RepoState.INACTIVE else Event.OUTDATED
+        self._totals.desyncs[reason] += event is Event.OUTDATED
         self._keeper.apply(row, event, reason, text)
         self._keeper.store(row, then=lambda _state: self._keeper.forget(row))
 

@@ -58,7 +58,7 @@ class Endings:
             policy=self._policy,
             now=now,
         )
-        self._totals.failed(now, work.did, verdict.reason, failure.text)
+        self._totals.failed(now, work.did, verdict.reason, failure.text, is_last=verdict.event is Event.GAVE_UP)
         log.info(
             "repo_attempt_failed", did=work.did, host=work.host, reason=verdict.reason, attempts=verdict.attempts,
             outcome=verdict.event.value, error=failure.text,

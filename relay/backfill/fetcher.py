@@ -133,11 +133,12 @@ class FetchProcess:
     def _fetch(self, job: m.FetchRepo) -> m.Fetched | m.FetchFailed:
         sink = CarSink(self._cars.view(job.slot), Path(self._settings.spool_dir) / spool_name(job.job))
         keep = False
+        began = time.monotonic()
         try:
             answer = self._xrpc.get_repo(job.pds, job.did, sink, limits=self._limits)
             keep = True
         except FetchError as exc:
-            return _failed(job.job, job.did, exc)
+            return _failed(job.job, job.did, exc, size=sink.size, took_s=time.monotonic() - began)
         finally:
             spool = sink.spool
             sink.close(keep=keep)
@@ -154,6 +155,10 @@ class FetchProcess:
             return _failed(job.job, job.did, exc)
 
     def _resolve(self, job: m.Resolve) -> m.Resolved:
+        answer = self._identity(job)
+        return answer._replace(cache={result.value: count for result, count in self._resolver.take_counts().items()})
+
+    def _identity(self, job: m.Resolve) -> m.Resolved:
         began = time.monotonic()
         try:
             identity = self._resolver.resolve(job.did, refresh=job.force)
@@ -181,11 +186,11 @@ class FetchProcess:
         )
 
 
-def _failed(job: int, did: str, exc: FetchError) -> m.FetchFailed:
+def _failed(job: int, did: str, exc: FetchError, *, size: int = 0, took_s: float = 0.0) -> m.FetchFailed:
     status = exc.account_status if isinstance(exc, RepoInactive) else None
     facts = exc.facts if isinstance(exc, NetError) else NO_FACTS
     return m.FetchFailed(
-        job, exc.reason, exc.blame.value, f"{did}: {exc}", status, outcome_of(exc).value, _facts(facts)
+        job, exc.reason, exc.blame.value, f"{did}: {exc}", status, outcome_of(exc).value, _facts(facts), size, took_s
     )
 
 

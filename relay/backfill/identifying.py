@@ -85,7 +85,8 @@ class Identifying:
         verdict = judge(
             failure, attempts=row.attempts, host_answers=True, host_silent_s=0.0, policy=self._policy, now=now
         )
-        self._totals.failed(now, row.did, verdict.reason, failure.text)
+        is_last = verdict.event is Event.GAVE_UP
+        self._totals.failed(now, row.did, verdict.reason, failure.text, is_last=is_last)
         row.attempts, row.next_attempt_at = verdict.attempts, verdict.next_attempt_at
         self._keeper.apply(row, verdict.event, verdict.reason, failure.text)
         self._keeper.store(row, identity=identity, then=lambda _state: self._keeper.forget(row))

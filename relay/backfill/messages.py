@@ -64,6 +64,7 @@ class Resolved(NamedTuple):
     text: str | None
     took_s: float
     retry_after_s: float | None
+    cache: dict[str, int] | None = None  # lookups of this child since its last answer, by identity.resolver.Result
 
 
 class Fetched(NamedTuple):
@@ -77,7 +78,10 @@ class Fetched(NamedTuple):
 
 
 class FetchFailed(NamedTuple):
-    """Answer to FetchRepo or FetchCheck. `account_status` is set when the host says that the account is not active."""
+    """Answer to FetchRepo or FetchCheck. `account_status` is set when the host says that the account is not active.
+
+    `size` and `took_s`: bytes that came nevertheless, and seconds, of a FetchRepo.
+    """
 
     job: int
     reason: str
@@ -86,6 +90,8 @@ class FetchFailed(NamedTuple):
     account_status: str | None
     outcome: str  # net.hosts.Outcome
     facts: list[Any] | None
+    size: int = 0
+    took_s: float = 0.0
 
 
 class Checked(NamedTuple):

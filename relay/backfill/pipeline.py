@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from relay.backfill import messages as m
-from relay.backfill.answers import blame_of_car, facts_of, status_of
+from relay.backfill.answers import blame_of_car, facts_of, fetch_outcome, status_of
 from relay.backfill.checks import Checks
 from relay.backfill.downloads import Downloads
 from relay.backfill.endings import Endings
@@ -30,6 +30,7 @@ from relay.net.bucket import TokenBucket
 from relay.net.gate import HostGate
 from relay.net.hosts import Outcome
 from relay.observe.log import get_logger
+from relay.observe.metrics import FetchOutcome, Metrics
 from relay.repos.failures import Failure, RetryPolicy
 from relay.repos.keeper import Keeper
 from relay.runtime.clock import Clock
@@ -77,8 +78,9 @@ class Pipeline:
         verify_signatures: bool,
         copied: Callable[[int, int], None],
         spool_dir: Path,
+        metrics: Metrics,
     ) -> None:
-        self._spool_dir = spool_dir
+        self._spool_dir, self._metrics = spool_dir, metrics
         self._keeper, self._children, self._hosts, self._clock = keeper, children, hosts, clock
         self._patterns, self._policy = list(patterns), policy
         self._fresh_identity_s, self._fetch_timeout_s = fresh_identity_s, fetch_timeout_s
@@ -130,6 +132,7 @@ class Pipeline:
             hosts=hosts,
             policy=policy,
             clock=clock,
+            totals=self.totals,
             send=children.send_fetch,
         )
 
@@ -186,6 +189,7 @@ class Pipeline:
         match message:
             case m.Resolved():
                 self.totals.resolved += 1
+                self.totals.identity_cache.update(message.cache or {})
                 self.resolves.answered(message, self._clock.monotonic())
             case m.Fetched():
                 self._fetched(message)
@@ -335,6 +339,7 @@ class Pipeline:
         self.totals.bytes_fetched += message.size
         self.totals.fetch_s += message.took_s
         self.totals.fetch_outcomes["ok"] += 1
+        self._metrics.fetched(FetchOutcome.OK, message.size, message.took_s)
         work.size, work.spool = message.size, message.spool
         if work.over:
             return self._endings.give_back(work)
@@ -348,6 +353,8 @@ class Pipeline:
         if work is None:
             return None
         self.totals.fetch_outcomes[message.reason] += 1
+        if not work.is_check:
+            self._metrics.fetched(fetch_outcome(message), message.size, message.took_s)
         if work.over:
             return self._endings.give_back(work)
         if work.is_check:

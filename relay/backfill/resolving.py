@@ -34,6 +34,7 @@ class ResolveQueue:
         self._queue: deque[str] = deque()
         self._in_flight = 0
         self._silent_until = 0.0
+        self.limited_total, self.limited_s = 0, 0.0  # how often the directory asked us to wait, and seconds in sum
 
     def __len__(self) -> int:
         return len(self._lookups)
@@ -80,7 +81,10 @@ class ResolveQueue:
         del self._lookups[message.did]
         self._in_flight -= 1
         if message.retry_after_s is not None and _asks_directory(message.did):
-            self._silent_until = max(self._silent_until, now + message.retry_after_s)
+            until = max(self._silent_until, now + message.retry_after_s)
+            self.limited_total += 1
+            self.limited_s += until - max(self._silent_until, now)
+            self._silent_until = until
         for then in lookup.waiting:
             then(message)
 

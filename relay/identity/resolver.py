@@ -124,6 +124,12 @@ class Resolver:
         mine.set_result(identity)
         return identity
 
+    def take_counts(self) -> dict[Result, int]:
+        """Return how resolutions were answered since the last call."""
+        with self._lock:
+            taken, self.counts = self.counts, Counter()
+        return dict(taken)
+
     def learn(self, identity: Identity) -> None:
         """Take an identity that is known from elsewhere, such as a bulk load, unless a newer one is here."""
         with self._lock:

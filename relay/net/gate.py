@@ -79,6 +79,11 @@ class HostGate:
             now = self._clock.monotonic()
             return self._table.ready_at(host, now) - now
 
+    def limited(self) -> tuple[int, float]:
+        """Return how often hosts asked us to wait, and seconds in sum."""
+        with self._changed:
+            return self._table.limited_total, self._table.limited_s
+
     def snapshot(self, limit: int = 100) -> list[HostView]:
         with self._changed:
             return self._table.snapshot(self._clock.monotonic(), limit)

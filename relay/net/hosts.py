@@ -151,6 +151,7 @@ class HostTable:
         self._max_hosts = max_hosts
         self._hosts: OrderedDict[str, _Host] = OrderedDict()
         self.limited_total = 0
+        self.limited_s = 0.0  # pauses that were asked for, in sum
 
     def __len__(self) -> int:
         return len(self._hosts)
@@ -183,6 +184,7 @@ class HostTable:
             entry.bucket.tighten(
                 remaining=facts.remaining - entry.in_flight, reset_after_s=facts.reset_after_s, now=now
             )
+        paused_until = max(entry.paused_until, now)
         if facts.retry_after_s is not None:
             entry.paused_until = max(entry.paused_until, now + facts.retry_after_s)
         match outcome:
@@ -202,6 +204,7 @@ class HostTable:
                 self._failed(entry, now)
             case Outcome.ABANDONED:
                 pass
+        self.limited_s += max(0.0, entry.paused_until - paused_until)
 
     def answered_recently(self, host: str, now: float) -> bool:
         """Say whether the host answered any request within the last `breaker_s`: then a failure is the repo's own."""

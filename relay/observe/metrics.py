@@ -239,8 +239,8 @@ class Metrics:
         self._in_flight.labels(address).set(in_flight_batches)
         self._oldest_unacked.labels(address).set(oldest_unacked_s or 0.0)
 
-    def dead_letter(self, reason: str) -> None:
-        self._dead_letters.labels(self.label(reason)).inc()
+    def dead_letter(self, reason: str, count: int = 1) -> None:
+        self._dead_letters.labels(self.label(reason)).inc(count)
 
     def repos(self, counts: Mapping[RepoState, int]) -> None:
         """Set the number of repos in each state; a state that is not named has none."""
@@ -250,28 +250,28 @@ class Metrics:
     def repo_finished(self, state: RepoState, count: int = 1) -> None:
         self._repos_finished.labels(state).inc(count)
 
-    def repo_failed(self, reason: str) -> None:
-        """Count one failed attempt, whoever is to blame."""
-        self._repo_failures.labels(self.label(reason)).inc()
+    def repo_failed(self, reason: str, count: int = 1) -> None:
+        """Count failed attempts, whoever is to blame."""
+        self._repo_failures.labels(self.label(reason)).inc(count)
 
-    def desynced(self, reason: str) -> None:
-        self._desyncs.labels(self.label(reason)).inc()
+    def desynced(self, reason: str, count: int = 1) -> None:
+        self._desyncs.labels(self.label(reason)).inc(count)
 
     def fetched(self, outcome: FetchOutcome, size: int, took_s: float) -> None:
         """Count one download: its bytes, also those of a failed one, and its seconds."""
         self._fetches.labels(outcome).observe(took_s)
         self._fetch_bytes.labels(outcome).inc(size)
 
-    def rate_limited(self, wait_s: float) -> None:
-        """Count one wait that a host's limit caused."""
-        self.rate_limit_waits.inc()
+    def rate_limited(self, wait_s: float, count: int = 1) -> None:
+        """Count waits that hosts' limits caused, `wait_s` seconds in sum."""
+        self.rate_limit_waits.inc(count)
         self.rate_limit_wait_seconds.inc(max(0.0, wait_s))
 
     def identity(self, result: CacheResult, count: int = 1) -> None:
         self._identity_cache.labels(result).inc(count)
 
-    def child_replaced(self, role: ChildRole, reason: str) -> None:
-        self._worker_restarts.labels(role, self.label(reason)).inc()
+    def child_replaced(self, role: ChildRole, reason: str, count: int = 1) -> None:
+        self._worker_restarts.labels(role, self.label(reason)).inc(count)
 
     def event(self, kind: EventKind, count: int = 1) -> None:
         self._events.labels(kind).inc(count)

@@ -78,6 +78,8 @@ class Checkpointer(ServiceThread):
         self._operations = 0
         self._urgent = False
         self._began = 0.0  # of the last transaction, monotonic seconds
+        self.stored = 0  # transactions since the start
+        self.stored_at = time.monotonic()  # of the last one; until then of our birth
 
     def put(self, change: Change) -> None:
         if change.row is not None:
@@ -138,6 +140,8 @@ class Checkpointer(ServiceThread):
                 if told:
                     log.info("store_back")
                     self._on_away(None)
+                self.stored += 1
+                self.stored_at = time.monotonic()
                 self._post(Stored(batch, corrected))
                 return
 

@@ -29,6 +29,7 @@ class Keeper:
         self.counts: Counter[RepoState] = Counter()
         self.targets: Counter[RepoState] = Counter()
         self.waiting = 0  # changes put and not yet told as stored
+        self.dead_letters: Counter[str] = Counter()  # stored ones, by reason
         self._claimed_meanwhile: set[str] = set()  # claimed in the database while we were still busy with them
         self._looks: dict[int, set[str]] = {}  # a question that is out -> the DIDs forgotten since it was asked
         self._looked = 0
@@ -112,6 +113,7 @@ class Keeper:
                     break
         for change in message.changes:
             self.waiting -= 1
+            self.dead_letters.update(letter.reason for letter in change.dead)
             if change.then is not None:
                 change.then(message.corrected.get(change.row.did) if change.row is not None else None)
 

@@ -152,9 +152,7 @@ class BackfillRun:
         local: LocalIngester | None = None
         addresses = settings.ingesters
         if not addresses:
-            local = LocalIngester(
-                default_sink(data_dir), log_level=settings.log_level, log_format=settings.log_format
-            )
+            local = LocalIngester(default_sink(data_dir), log_level=settings.log_level, log_format=settings.log_format)
             addresses = (local.start(),)
         try:
             self._with_ingesters(database, lease, signals, batch, spool_dir, addresses, local)
@@ -242,7 +240,7 @@ class BackfillRun:
             health=lambda: _health(machine, observer),
             ready=lambda: _ready(observer),
             snapshot=lambda: observer.snapshot,
-            metrics=self._metrics.render,
+            metrics=lambda: _metrics_page(self._metrics, machine, observer),
         )
         address = f"{http.address[0]}:{http.address[1]}"
         instance = self._store_patiently(
@@ -416,6 +414,12 @@ def _health(machine: Machine, observer: Observer) -> tuple[int, str]:
     if observer.phase is Phase.STOPPED:
         return 503, "stopping"
     return 200, f"{observer.phase.value}{': ' + observer.reason if observer.reason else ''}"
+
+
+def _metrics_page(metrics: Metrics, machine: Machine, observer: Observer) -> bytes:
+    # Not by the observer: when the engine is stuck, so is that.
+    metrics.healthy.set(_health(machine, observer)[0] == 200)
+    return metrics.render()
 
 
 def _ready(observer: Observer) -> tuple[int, str]:

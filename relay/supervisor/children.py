@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +55,7 @@ class ChildSeats:
         self._on_started, self._on_died, self._watch, self._unwatch = on_started, on_died, watch, unwatch
         self._seats: dict[tuple[str, int], _Seat] = {}
         self._stopping = False
+        self.replaced: Counter[tuple[str, str]] = Counter()  # children that ended by themselves, by role and how
 
     def add(self, role: str, number: int, start: Callable[[int], ChildProcess]) -> None:
         self._seats[role, number] = _Seat(role, number, start, Backoff(0.1, 10.0))
@@ -91,6 +93,7 @@ class ChildSeats:
             seat.backoff.reset()
         seat.start_at = time.monotonic() + (seat.backoff.next_delay_s() if lived_s <= STEADY_S else 0.0)
         seat.restarts += 1
+        self.replaced[seat.role, "killed" if code is not None and code < 0 else "ended"] += 1
         self._on_died(child.role, child.seat, why)
 
     # --- what the pipeline needs -----------------------------------------------------------------------------------------

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from relay import __version__
 from relay.deliver.health import Away
 from relay.deliver.segment import IngesterStatus
+from relay.identity.resolver import Result
 from relay.model import Incident, RepoState
-from relay.observe.metrics import Arena, Metrics, Queue
+from relay.observe.metrics import Arena, CacheResult, ChildRole, Metrics, Queue
 from relay.observe.rates import EtaMeter, RateMeter
 from relay.observe.status import (
     ErrorView,
@@ -35,6 +36,17 @@ from relay.supervisor.wiring import Machine
 
 HOSTS_SHOWN = 50
 LAST_ERRORS_SHOWN = 10
+# A lookup that failed went to the directory all the same; the table's entries are as good as the memory's.
+_CACHE_RESULTS = {
+    Result.HIT: CacheResult.HIT,
+    Result.TABLE: CacheResult.HIT,
+    Result.LIMITED: CacheResult.HIT,
+    Result.STALE: CacheResult.STALE,
+    Result.NEGATIVE: CacheResult.NEGATIVE,
+    Result.LOOKUP: CacheResult.MISS,
+    Result.REFRESH: CacheResult.MISS,
+    Result.FAILED: CacheResult.MISS,
+}
 
 
 class Observer:
@@ -214,13 +226,29 @@ class Observer:
         metrics.records_delivered.inc(self._added("records", totals.records))
         metrics.repo_finished(RepoState.SYNCED, int(self._added("synced", totals.synced)))
         metrics.repo_finished(RepoState.INACTIVE, int(self._added("inactive", totals.inactive)))
+        metrics.repo_finished(RepoState.QUARANTINED, int(self._added("quarantined", totals.quarantined)))
         for (kind, source), count in totals.made.items():
             metrics.made(kind, source, int(self._added(f"made {kind} {source}", count)))
         for reason, count in totals.failures.items():
             added = int(self._added(f"failure {reason}", count))
             metrics.error(reason, added)
-            for _ in range(added):
-                metrics.repo_failed(reason)
+            metrics.repo_failed(reason, added)
+        for reason, count in totals.desyncs.items():
+            metrics.desynced(reason, int(self._added(f"desync {reason}", count)))
+        for reason, count in machine.keeper.dead_letters.items():
+            metrics.dead_letter(reason, int(self._added(f"dead letter {reason}", count)))
+        for result, count in totals.identity_cache.items():
+            metrics.identity(_CACHE_RESULTS[Result(result)], int(self._added(f"identity {result}", count)))
+        for (role, reason), count in machine.children.replaced.items():
+            metrics.child_replaced(ChildRole(role), reason, int(self._added(f"child {role} {reason}", count)))
+        waits, waited_s = machine.gate.limited()
+        metrics.rate_limited(
+            self._added("limited seconds", waited_s + pipeline.resolves.limited_s),
+            int(self._added("limited", waits + pipeline.resolves.limited_total)),
+        )
+        checkpointer = machine.checkpointer
+        metrics.checkpoints.inc(self._added("checkpoints", checkpointer.stored))
+        metrics.checkpoint_age.set(time.monotonic() - checkpointer.stored_at)
 
     def _added(self, name: str, total: float) -> float:
         before = self._counted.get(name, 0.0)

@@ -131,6 +131,7 @@ class Machine:
             verify_signatures=settings.verify.signatures,
             copied=self._copied,
             spool_dir=spool_dir,
+            metrics=metrics,
         )
         self.scheduler = Scheduler(
             pipeline=self.pipeline,

@@ -25,6 +25,7 @@ from relay.model import Identity, Lane, OpType, RepoState, Source
 from relay.net.bucket import TokenBucket
 from relay.net.gate import HostGate
 from relay.net.hosts import HostPolicy, HostTable
+from relay.observe.metrics import Metrics
 from relay.pb.encode import (
     account_message,
     decode_operation,
@@ -163,6 +164,7 @@ class Rehearsal:
             verify_signatures=True,
             copied=lambda seat, slot: self.senders_said.append(lambda: self.pipeline.seats.copied(seat, slot)),
             spool_dir=folder,
+            metrics=Metrics(version="test"),
         )
         self.seated: set[tuple[str, int]] = set()
         for seat in self.workers:

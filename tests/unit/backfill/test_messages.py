@@ -21,6 +21,7 @@ OF_TYPE: dict[Any, st.SearchStrategy[Any]] = {
     type(None): st.none(),
     list[int]: st.lists(NUMBERS),
     list[str]: st.lists(st.text()),
+    dict[str, int]: st.dictionaries(st.text(), NUMBERS),
     list[Any]: st.lists(NUMBERS | st.text() | st.none() | st.lists(st.text())),
 }
 
