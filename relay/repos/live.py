@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from typing import Final, assert_never
 
 from relay.atproto.nsid_filter import NsidFilter
-from relay.model import AccountStatus, RepoState
+from relay.model import RepoState
 from relay.repos import live_events as e
 from relay.repos.buffer import LiveBuffer
 from relay.repos.handover import Chain, Handover, LiveEvent, Verdict, check_chain
 from relay.repos.lifecycle import Event as LifeEvent
 from relay.repos.lifecycle import after
 from relay.repos.live_flow import Flow
+from relay.repos.live_standing import Standing
 
 S = RepoState
 
@@ -69,7 +70,6 @@ class LiveRepo:
         self.is_removed = False
         self.fetch = 0  # number of the newest claim
         self.account_events = 0  # `#account` frames so far
-        self.check_mark = 0  # counts the marks for a check
         self.refetches = 0
         facts = facts or e.Facts()
         self.state = facts.state
@@ -79,9 +79,7 @@ class LiveRepo:
         self._flow = Flow(did, chain)
         self._begun, self._heard = facts.rev_begun or "", facts.rev_heard or ""
         self._covers = facts.covers
-        self._told, self._tell = facts.told, facts.tell
-        self._told_identity_us, self._tell_identity = facts.told_identity_us, facts.tell_identity
-        self._check_due, self._touched = facts.check_due, facts.touched
+        self._touched = facts.touched
         self._again: str | None = None  # why another fetch must follow; a start fetches an active repo anyway
         self._touched_version = 0
         self._buffer, self._wanted = buffer, wanted
@@ -89,15 +87,14 @@ class LiveRepo:
         self._handover: Handover | None = Handover(did, buffer) if self.state is S.ACTIVE else None
         self._held: set[int] = set()  # buffered frames that hold the cursor
         self._proving: dict[int, tuple[str, bool]] = {}  # frames being verified: rev, and whether they are done already
-        self._is_resolving = False
         self._is_raw = False  # fresh, and its identity is not known: frames are buffered unproved
-        self._waits_for_identity = False  # an `#identity` is told when the document was read
         self._fetching = False
         self._snapshot: _Snapshot | None = None
         self._flying_snapshot: int | None = None
         self._version = self._stored = 0
         self._effects: list[e.Effect] = []
         self._dirty = self._urgent = False
+        self._standing = Standing(self._flow, facts, self._change, self._effect)
 
     # --- the owner's side -------------------------------------------------------------------------------------------------
 
@@ -113,11 +110,11 @@ class LiveRepo:
             rev_begun=self._begun or None,
             rev_heard=self._heard or None,
             covers=self._covers,
-            told=self._told,
-            tell=self._tell,
-            told_identity_us=self._told_identity_us,
-            tell_identity=self._tell_identity,
-            check_due=self._check_due,
+            told=self._standing.told,
+            tell=self._standing.tell,
+            told_identity_us=self._standing.told_identity_us,
+            tell_identity=self._standing.tell_identity,
+            check_due=self._standing.check_due,
             touched=self._touched,
         )
 
@@ -131,9 +128,14 @@ class LiveRepo:
             and not self._proving
             and not self._fetching
             and self._flying_snapshot is None
-            and not self._is_resolving
+            and not self._standing.is_resolving
             and self._stored == self._version
         )
+
+    @property
+    def check_mark(self) -> int:
+        """Number of the newest mark for a check, as its CheckDue has it."""
+        return self._standing.check_mark
 
     @property
     def accepted_rev(self) -> str | None:
@@ -142,13 +144,7 @@ class LiveRepo:
 
     def begin(self) -> tuple[e.Effect, ...]:
         """Take up what the loaded row has left to do: untold status and identity, a check, a filter that it does not cover."""
-        if self._tell is not None and (self._told is None or self._tell.time_us > self._told.time_us):
-            self._queue_account(self._tell, seq=0, version=0)
-        if self._tell_identity is not None and self._tell_identity.time_us > (self._told_identity_us or 0):
-            self._waits_for_identity = True
-            self._resolve()
-        if self._check_due is not None:
-            self._mark_check(self._check_due)
+        self._standing.begin()
         self._narrow()
         return self._end()
 
@@ -199,9 +195,7 @@ class LiveRepo:
             case e.NewerRev():
                 self._newer_rev(event.rev)
             case e.CheckAnswered():
-                if event.mark == self.check_mark and self._check_due is not None:
-                    self._check_due = None
-                    self._change()
+                self._standing.check_answered(event.mark)
             case e.BufferOverflow():
                 self._overflowed(event.events)
             case e.IngesterBehind():
@@ -258,7 +252,7 @@ class LiveRepo:
             self._narrowest = self._wanted
             self._handover = Handover(self.did, self._buffer)
             self._is_raw = True
-            self._resolve()
+            self._standing.resolve()
 
     def _proved(self, event: LiveEvent) -> None:
         _, is_done = self._proving.pop(event.seq)
@@ -277,7 +271,7 @@ class LiveRepo:
                     self._held.add(event.seq)
                 self._put_in_buffer(event)
             case S.INACTIVE:
-                self._mark_check("status")
+                self._standing.mark_check("status")
                 self._done_unless(is_done, event.seq)
             case S.DISCOVERED | S.PENDING | S.FAILED | S.DESYNCED | S.QUARANTINED:
                 self._count("dropped", self.state)
@@ -303,8 +297,8 @@ class LiveRepo:
     def _accept(self, event: LiveEvent, *, is_open: bool) -> None:
         """Forward an event that follows. One without wanted operations is done at once: a replay brings it again, if need be."""
         if event.operations and not self._touched:
-            self._touched = self._urgent = True
-            self._touched_version = self._change()
+            self._touched = True
+            self._touched_version = self._change(is_urgent=True)
         if self._flow.accept(event, version=self._touched_version, is_open=is_open and event.operations > 0):
             self._change()
         if is_open and not event.operations:
@@ -318,7 +312,7 @@ class LiveRepo:
                 if self.is_fresh:
                     self._desync("invalid")
                 elif event.rev > (self._flow.acknowledged.rev if self._flow.acknowledged else ""):
-                    self._mark_check("status" if self.state is S.INACTIVE else "commit")
+                    self._standing.mark_check("status" if self.state is S.INACTIVE else "commit")
             case S.DISCOVERED | S.PENDING | S.FAILED | S.DESYNCED | S.QUARANTINED:
                 pass  # the fetch that comes needs no hint
             case _:
@@ -328,7 +322,7 @@ class LiveRepo:
     def _acknowledged(self, token: e.LiveToken) -> None:
         landed = self._flow.landed(token)
         if landed.telling is not None:
-            self._was_told(landed.telling)
+            self._standing.was_told(landed.telling)
         if landed.finished is not None:
             if self._handover is not None:
                 self._handover.delivered(landed.finished)
@@ -430,8 +424,8 @@ class LiveRepo:
         self._drop_buffer()
         self._all_done(self._flow.give_up())
         self.is_known = True
-        if self._reason == REJECTED and self._tell is not None:
-            self._queue_account(self._tell, seq=0, version=0)
+        if self._reason == REJECTED:
+            self._standing.tell_status_again()
         self.state, self._reason, self._again = S.ACTIVE, None, None
         self.fetch += 1
         self._fetching = True
@@ -450,11 +444,11 @@ class LiveRepo:
             if not event.is_last_try:
                 self._effects.append(e.RefuseSnapshot(fetch=event.fetch, reason="outdated"))
                 return
-            self._mark_check("commit")
+            self._standing.mark_check("commit")
         version = 0
         if event.sends:
-            self._begun, self._touched, self._urgent = event.rev, True, True
-            version = self._touched_version = self._change()
+            self._begun, self._touched = event.rev, True
+            version = self._touched_version = self._change(is_urgent=True)
         self._snapshot = _Snapshot(event.rev, event.sends, version)
 
     def _send_snapshot(self) -> None:
@@ -521,7 +515,7 @@ class LiveRepo:
         self.account_events += 1
         if self.is_known:
             self._set_active(event.active)
-            self._tell_account(event.active, event.status, event.time_us, event.seq)
+            self._standing.say(event.active, event.status, event.time_us, event.seq)
         self._done(event.seq)
 
     def _set_active(self, active: bool) -> None:
@@ -536,57 +530,22 @@ class LiveRepo:
         self.state, self._reason = after(self.state, LifeEvent.NOT_ACTIVE), None
         self._change()
 
-    def _tell_account(self, active: bool, status: str, time_us: int, seq: int) -> None:
-        """The times told of one DID rise, whatever other machines' clocks say."""
-        last = max(self._tell.time_us if self._tell else -1, self._told.time_us if self._told else -1)
-        self._tell = AccountStatus(active=active, status=status, time_us=max(time_us, last + 1))
-        self._urgent = True
-        self._queue_account(self._tell, seq=seq, version=self._change())
-
-    def _queue_account(self, tell: AccountStatus, *, seq: int, version: int) -> None:
-        token = self._flow.token()
-        self._flow.tell(
-            e.OfferAccount(active=tell.active, status=tell.status, time_us=tell.time_us, seq=seq, token=token),
-            version=version,
-        )
-
     def _status_learnt(self, event: e.StatusLearnt) -> None:
         if not self.is_known:
             return
         if event.asked_before_event:
-            self._mark_check("status")
+            self._standing.mark_check("status")
             return
         self._set_active(event.active)
-        said = (self._tell.active, self._tell.status) if self._tell is not None else (True, "")
-        if said != (event.active, event.status):
-            self._tell_account(event.active, event.status, event.time_us, 0)
+        self._standing.say_if_new(event.active, event.status, event.time_us)
 
     def _identity_seen(self, event: e.IdentitySeen) -> None:
-        """The document says what is true; it is told when that was read, and the frame is done as soon as this is stored."""
         if self.is_known:
-            last = self._tell_identity
-            time_us = max(event.time_us, (last.time_us if last else -1) + 1)
-            handle = event.handle or (last.handle if last else None)
-            self._tell_identity = e.TellIdentity(handle=handle, pds=last.pds if last else None, time_us=time_us)
-            self._waits_for_identity = True
-            self._change()
-            if not self._is_resolving:
-                self._resolve()
+            self._standing.identity_seen(event)
         self._done(event.seq)
 
-    def _resolve(self) -> None:
-        self._is_resolving = True
-        self._effects.append(e.ResolveIdentity())
-
     def _identity_learnt(self, event: e.IdentityLearnt) -> None:
-        self._is_resolving = False
-        last = self._tell_identity
-        if self._waits_for_identity or (last is not None and (last.handle, last.pds) != (event.handle, event.pds)):
-            time_us = (last.time_us if last else -1) + (0 if self._waits_for_identity else 1)
-            if not self._waits_for_identity:
-                time_us = max(time_us, event.time_us)
-            self._tell_identity = e.TellIdentity(handle=event.handle, pds=event.pds, time_us=time_us)
-            self._queue_identity(self._change())
+        self._standing.identity_learnt(event)
         if self.state is S.DISCOVERED and self.is_known:
             self.state = after(self.state, LifeEvent.RESOLVED)
             self._change()
@@ -598,33 +557,15 @@ class LiveRepo:
             self._handover = Handover(self.did, self._buffer)
 
     def _identity_failed(self) -> None:
-        self._is_resolving = False
         if self._is_raw:
             self._desync("identity")
-        if self._waits_for_identity:
-            self._queue_identity(self._version)
-
-    def _queue_identity(self, version: int) -> None:
-        self._waits_for_identity = False
-        self._urgent = True
-        tell, token = self._tell_identity, self._flow.token()
-        assert tell is not None
-        self._flow.tell(
-            e.OfferIdentity(handle=tell.handle, pds=tell.pds, time_us=tell.time_us, seq=0, token=token), version=version
-        )
-
-    def _was_told(self, telling: e.OfferAccount | e.OfferIdentity) -> None:
-        if isinstance(telling, e.OfferAccount):
-            self._told = AccountStatus(active=telling.active, status=telling.status, time_us=telling.time_us)
-        else:
-            self._told_identity_us = telling.time_us
-        self._change()
+        self._standing.identity_failed()
 
     def _refused(self, token: e.LiveToken) -> None:
         """What the ingester believes of the account is not known any more: somebody has to look."""
         telling = self._flow.landed(token).telling
         if isinstance(telling, e.OfferIdentity):
-            self._was_told(telling)
+            self._standing.was_told(telling)
         elif telling is not None:
             self._stop_fetch()
             self._drop_buffer()
@@ -640,7 +581,7 @@ class LiveRepo:
             return
         match self.state:
             case S.SYNCED | S.ACTIVE if any(rev <= proving for proving, _ in self._proving.values()):
-                self._mark_check("commit")  # the stream has it already: look again when that is through
+                self._standing.mark_check("commit")  # the stream has it already: look again when that is through
             case S.SYNCED:
                 self._desync("newer_rev")
             case S.ACTIVE:
@@ -651,23 +592,9 @@ class LiveRepo:
             case _:
                 assert_never(self.state)
 
-    def _mark_check(self, what: e.Check) -> None:
-        """A mark is stored, so a crash does not forget it. A status check looks at the rev too, so it stands for both."""
-        what = "status" if self._check_due == "status" else what
-        self.check_mark += 1
-        if self._check_due != what:
-            self._check_due = what
-            self._change()
-        self._effects.append(e.CheckDue(what=what, mark=self.check_mark))
-
     def _resync(self, reason: str) -> None:
         """Tell the status again first, of inactive repos too; then everything."""
-        if self._tell is not None:
-            self._tell_account(self._tell.active, self._tell.status, self._tell.time_us, 0)
-        if self._tell_identity is not None and not self._waits_for_identity:
-            last = self._tell_identity
-            self._tell_identity = replace(last, time_us=last.time_us + 1)
-            self._queue_identity(self._change())
+        self._standing.say_all_again()
         match self.state:
             case S.SYNCED:
                 self._desync(reason)
@@ -744,15 +671,18 @@ class LiveRepo:
             case e.SnapshotDelivered() | e.SnapshotStopped():
                 self._landed_snapshot(event.fetch)
             case e.IdentityLearnt() | e.IdentityFailed():
-                self._is_resolving = False
+                self._standing.is_resolving = False
             case _:
                 pass
 
     # --- small change -----------------------------------------------------------------------------------------------------
 
-    def _change(self) -> int:
+    def _effect(self, effect: e.Effect) -> None:
+        self._effects.append(effect)
+
+    def _change(self, *, is_urgent: bool = False) -> int:
         """The row differs from what was put last; return the version that this event's Store will have."""
-        self._dirty = True
+        self._dirty, self._urgent = True, self._urgent or is_urgent
         return self._version + 1
 
     def _hear(self, rev: str) -> None:

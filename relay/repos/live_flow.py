@@ -155,11 +155,9 @@ class Flow:
         frames = [entry.seq for entry in self._entries if entry.is_open]
         for entry in self._entries:
             entry.is_open = False
-        for waiting in self._waiting:
-            if isinstance(waiting.what, Offer):
-                self._truncate(self._by_token[waiting.what.token])
-                break
-        self._waiting = deque(w for w in self._waiting if not isinstance(w.what, Offer))
+        first = next((w.what.token for w in self._waiting if isinstance(w.what, Offer)), None)
+        if first is not None:
+            self._truncate(self._by_token[first])
         return frames
 
     def offers_in_flight(self) -> tuple[LiveToken, ...]:
@@ -184,6 +182,9 @@ class Flow:
             self._entries = kept
             alive = {id(each) for each in kept}
             self._by_token = {token: each for token, each in self._by_token.items() if id(each) in alive}
+            self._waiting = deque(
+                w for w in self._waiting if not isinstance(w.what, Offer) or w.what.token in self._by_token
+            )
         return frames
 
     def _advance(self) -> bool:

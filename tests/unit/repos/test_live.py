@@ -585,10 +585,10 @@ def test_a_mark_is_taken_up_after_a_start() -> None:
 def test_an_invalid_message_with_a_newer_rev_queues_a_look_at_the_newest_commit() -> None:
     driven = Driven()
     driven.feed(seen(9), e.Invalid(seq=9, rev=rev(9), reason="bad_signature"))
-    assert driven.repo.facts.check_due is None
+    assert not driven.of(e.CheckDue)
     driven.feed(seen(11), e.Invalid(seq=11, rev=rev(11), reason="bad_signature"))
-    assert driven.repo.facts.check_due == "commit"  # type: ignore[comparison-overlap]
-    assert (driven.repo.state, driven.done()) == (S.SYNCED, [9, 11])
+    after = (driven.repo.facts.check_due, driven.repo.state.value, driven.done())
+    assert after == ("commit", "synced", [9, 11])
 
 
 def test_a_resync_tells_the_status_again_before_its_snapshot() -> None:
@@ -683,6 +683,19 @@ def test_an_offer_that_does_not_fit_desyncs_and_is_not_in_flight() -> None:
     assert driven.of(e.SendSnapshot) == [e.SendSnapshot(fetch=fetch)]
 
 
+def test_a_refused_offer_of_an_inactive_repo_frees_its_frame_and_what_waited_behind_it() -> None:
+    driven = Driven()
+    driven.prove(commit(11))
+    driven.feed(account(12, True, 5))
+    driven.prove(commit(13, since=11, prev=11))  # waits behind the status
+    driven.feed(account(14, False, 6))
+    (offer,) = [each for each in driven.effects if isinstance(each, e.Offer)]
+    driven.feed(e.IngesterBehind(token=offer.token))
+    driven.stored()
+    driven.acknowledge(1)
+    assert (driven.repo.state, sorted(driven.done()), driven.offered()) == (S.INACTIVE, [11, 12, 13, 14], [11])
+
+
 def test_the_statuses_that_wait_are_bounded_and_the_newest_is_told() -> None:
     driven = Driven()
     driven.prove(commit(11))
@@ -716,13 +729,14 @@ def test_a_removed_repo_lets_frames_pass_and_is_stored_no_more() -> None:
 
 def test_a_repo_at_rest_can_be_forgotten_and_one_in_work_cannot() -> None:
     driven = Driven()
-    assert driven.repo.is_idle
+    idle = [driven.repo.is_idle]
     driven.prove(commit(11))
-    assert not driven.repo.is_idle
+    idle.append(driven.repo.is_idle)
     driven.acknowledge()
-    assert not driven.repo.is_idle  # its rev is not stored
+    idle.append(driven.repo.is_idle)  # its rev is not stored
     driven.stored()
-    assert driven.repo.is_idle
+    idle.append(driven.repo.is_idle)
+    assert idle == [True, False, False, True]
 
 
 def test_facts_and_rows_say_the_same() -> None:

@@ -18,7 +18,5 @@ def test_the_simulation_reaches_what_it_is_for() -> None:
     names: set[str] = set()
     for seed in range(100):
         names |= {type(each).__name__ for each in live_world.run(seed, 120).trace}
-    wanted = (
-        "Offer OfferAccount OfferIdentity Desync FetchAgain RefuseSnapshot SendSnapshot StopSnapshot Withdraw Withdrawn"
-    )
+    wanted = "Offer OfferAccount OfferIdentity Desync FetchAgain RefuseSnapshot SendSnapshot StopSnapshot Withdraw"
     assert set(wanted.split()) <= names
