@@ -14,6 +14,7 @@ process ids (reused, or of another container) are never trusted alone. The next 
 
 from __future__ import annotations
 
+import atexit
 import errno
 import fcntl
 import os
@@ -68,7 +69,16 @@ SETTINGS: Mapping[str, str] = {
 }
 
 _left_running: list[subprocess.Popen[bytes]] = []
-"""Servers that we started and others still use: kept, so that nobody warns of a child that was not waited for."""
+"""Servers that we started and others still use, or are still stopping: kept, so that they are waited for when they end."""
+
+
+@atexit.register
+def _leave_running() -> None:
+    """At our end: whoever has ended is waited for; the others stay on purpose, and nobody warns of them."""
+    for process in _left_running:
+        if process.poll() is None:
+            process.returncode = 0
+    _left_running.clear()
 
 
 class EmbeddedPostgres:
@@ -150,6 +160,7 @@ class EmbeddedPostgres:
                 os.close(fd)
         self._users_fd = self._socket_fd = None
         if self._process is not None and self._process.poll() is None:
+            _left_running[:] = [each for each in _left_running if each.poll() is None]
             _left_running.append(self._process)
         self._process = None
 
