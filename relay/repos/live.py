@@ -6,39 +6,21 @@ sockets, clocks and database, so that the interleavings can be tried by the thou
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, assert_never
 
 from relay.atproto.nsid_filter import NsidFilter
 from relay.model import RepoState
 from relay.repos import live_events as e
-from relay.repos.buffer import LiveBuffer
 from relay.repos.handover import Chain, Handover, LiveEvent, Verdict, check_chain
 from relay.repos.lifecycle import Event as LifeEvent
 from relay.repos.lifecycle import after
-from relay.repos.live_flow import Flow
-from relay.repos.live_standing import Standing
+from relay.repos.live_core import BEGINNING, LiveCore, Snapshot
 
 S = RepoState
 
-# How much of a buffer is on its way at a time: the rest follows as acknowledgements come, so that a drain does not fill the
-# ingester's queue, and the bound that desyncs repos is not met by a repo that has just been fetched.
-DRAIN_OPERATIONS: Final = 1000
-
-# What a repo that has nothing yet stands at: its first commit has no `since` and no `prevData`.
-BEGINNING: Final = Chain("", b"")
 
 REJECTED: Final = "rejected"  # the reason of a repo whose status an ingester did not take
-
-
-@dataclass(slots=True)
-class _Snapshot:
-    """A proved snapshot before its delivery. `version`: of the row that says it begins."""
-
-    rev: str
-    sends: bool
-    version: int
-    is_sent: bool = False
 
 
 def filter_of(covers: str) -> NsidFilter:
@@ -46,7 +28,7 @@ def filter_of(covers: str) -> NsidFilter:
     return NsidFilter.parse(covers.split(","))
 
 
-class LiveRepo:
+class LiveRepo(LiveCore):
     """One tracked DID. `feed` takes an event and returns its effects, a `Store` first where the row changed.
 
     What the owner promises: frames of one DID come in the order of their seq (FrameSeen may run ahead of the results of earlier
@@ -63,84 +45,7 @@ class LiveRepo:
     - rows are stored as touched before the first operation leaves.
     """
 
-    def __init__(self, did: str, buffer: LiveBuffer[LiveEvent], wanted: NsidFilter, facts: e.Facts | None) -> None:
-        """`facts` None: a DID without a row. Call `begin` for what a loaded row asks for."""
-        self.did = did
-        self.is_known = facts is not None  # has a row, stored or on its way
-        self.is_removed = False
-        self.fetch = 0  # number of the newest claim
-        self.account_events = 0  # `#account` frames so far
-        self.refetches = 0
-        facts = facts or e.Facts()
-        self.state = facts.state
-        self.is_fresh = False  # brand-new, and its own first commits are all there is: stored pending, in memory active
-        self._reason = facts.reason
-        chain = Chain(facts.rev, facts.data) if facts.rev is not None and facts.data is not None else None
-        self._flow = Flow(did, chain)
-        self._begun, self._heard = facts.rev_begun or "", facts.rev_heard or ""
-        self._covers = facts.covers
-        self._touched = facts.touched
-        self._again: str | None = None  # why another fetch must follow; a start fetches an active repo anyway
-        self._touched_version = 0
-        self._buffer, self._wanted = buffer, wanted
-        self._narrowest = wanted  # of the filters in force since the claim
-        self._handover: Handover | None = Handover(did, buffer) if self.state is S.ACTIVE else None
-        self._held: set[int] = set()  # buffered frames that hold the cursor
-        self._proving: dict[int, tuple[str, bool]] = {}  # frames being verified: rev, and whether they are done already
-        self._is_raw = False  # fresh, and its identity is not known: frames are buffered unproved
-        self._fetching = False
-        self._snapshot: _Snapshot | None = None
-        self._flying_snapshot: int | None = None
-        self._version = self._stored = 0
-        self._effects: list[e.Effect] = []
-        self._dirty = self._urgent = False
-        self._standing = Standing(self._flow, facts, self._change, self._effect)
-
     # --- the owner's side -------------------------------------------------------------------------------------------------
-
-    @property
-    def facts(self) -> e.Facts:
-        """What is to be stored now."""
-        chain = self._flow.acknowledged
-        return e.Facts(
-            state=S.PENDING if self.is_fresh else self.state,
-            reason=self._reason,
-            rev=chain.rev if chain else None,
-            data=chain.data if chain else None,
-            rev_begun=self._begun or None,
-            rev_heard=self._heard or None,
-            covers=self._covers,
-            told=self._standing.told,
-            tell=self._standing.tell,
-            told_identity_us=self._standing.told_identity_us,
-            tell_identity=self._standing.tell_identity,
-            check_due=self._standing.check_due,
-            touched=self._touched,
-        )
-
-    @property
-    def is_idle(self) -> bool:
-        """Nothing is known here that is not stored: the owner may forget the object."""
-        return (
-            self._flow.is_empty
-            and self._handover is None
-            and not self.is_fresh
-            and not self._proving
-            and not self._fetching
-            and self._flying_snapshot is None
-            and not self._standing.is_resolving
-            and self._stored == self._version
-        )
-
-    @property
-    def check_mark(self) -> int:
-        """Number of the newest mark for a check, as its CheckDue has it."""
-        return self._standing.check_mark
-
-    @property
-    def accepted_rev(self) -> str | None:
-        """The rev that the next commit must follow; newer than the stored one while operations are in flight."""
-        return self._flow.accepted.rev if self._flow.accepted else None
 
     def begin(self) -> tuple[e.Effect, ...]:
         """Take up what the loaded row has left to do: untold status and identity, a check, a filter that it does not cover."""
@@ -294,16 +199,6 @@ class LiveRepo:
             case _:
                 assert_never(verdict)
 
-    def _accept(self, event: LiveEvent, *, is_open: bool) -> None:
-        """Forward an event that follows. One without wanted operations is done at once: a replay brings it again, if need be."""
-        if event.operations and not self._touched:
-            self._touched = True
-            self._touched_version = self._change(is_urgent=True)
-        if self._flow.accept(event, version=self._touched_version, is_open=is_open and event.operations > 0):
-            self._change()
-        if is_open and not event.operations:
-            self._done(event.seq)
-
     def _invalid(self, event: e.Invalid) -> None:
         _, is_done = self._proving.pop(event.seq)
         self._count("invalid", event.reason)
@@ -332,89 +227,6 @@ class LiveRepo:
             self._change()
         if landed.frame is not None:
             self._done(landed.frame)
-
-    # --- buffer and drain -------------------------------------------------------------------------------------------------
-
-    def _will_hold(self) -> bool:
-        """Does a frame that is buffered now hold the cursor? Not while the repo is stored in a state that means a fetch."""
-        return self._handover is not None and self._handover.is_draining
-
-    def _put_in_buffer(self, event: LiveEvent) -> None:
-        assert self._handover is not None
-        if self._handover.is_lost:
-            self._done_held(event.seq)
-            return
-        buffered = self._handover.live(event)
-        for overflow in buffered.overflows:
-            if overflow.did == self.did:
-                self._overflowed(overflow.events)
-            else:
-                self._effects.append(e.Overflowed(did=overflow.did, events=overflow.events))
-
-    def _overflowed(self, events: tuple[LiveEvent, ...]) -> None:
-        for event in events:
-            self._done_held(event.seq)
-        if self._handover is not None:
-            self._handover.thrown_away()
-            self._fetch_again("overflow")
-
-    def _drain(self) -> None:
-        """Forward what is buffered, as far as there is room; synced when all that was buffered before REPO_END is delivered."""
-        handover = self._handover
-        if handover is None or self.state not in (S.ACTIVE, S.SYNCED):
-            return
-        if self.is_fresh and not handover.is_draining:
-            if self._is_raw or any(is_done for _, is_done in self._proving.values()):
-                return
-            handover.end_acknowledged(BEGINNING)
-        if not handover.is_draining:
-            return
-        while self._flow.operations < DRAIN_OPERATIONS and (drained := handover.drain()) is not None:
-            event = drained.event
-            self._held.discard(event.seq)
-            if drained.verdict is Verdict.FOLLOWS:
-                self._accept(event, is_open=drained.held_cursor)
-                if not event.operations:
-                    continue
-            elif drained.held_cursor:
-                self._done(event.seq)
-            if drained.verdict is Verdict.BROKEN:
-                self._desync("chain")
-                return
-        if handover.is_synced and self.state is S.ACTIVE:
-            self.state, self.is_fresh, self._reason = after(self.state, LifeEvent.SNAPSHOT_DELIVERED), False, None
-            self._change()
-        if handover.is_over:
-            self._handover = None
-
-    def _drop_buffer(self) -> None:
-        if self._handover is not None:
-            for event in self._handover.give_up():
-                self._done_held(event.seq)
-            self._handover = None
-        self.is_fresh = self._is_raw = False
-
-    def _fetch_again(self, reason: str) -> None:
-        """An active repo needs another fetch: after the one that runs, or at once when that one is delivered already."""
-        if self.is_fresh or self._will_hold():
-            self._desync(reason)
-            return
-        if self._handover is not None:
-            self._handover.give_up()
-        self._again = reason
-        self._change()
-        self._count("again", reason)
-
-    def _desync(self, reason: str) -> None:
-        """What is known is not to be built upon: a fetch brings everything, and the frames of this repo are done."""
-        self.state, self._reason = after(self.state, LifeEvent.OUTDATED), reason
-        self.refetches += 1
-        self._stop_fetch()
-        self._drop_buffer()
-        self._all_done(self._flow.give_up())
-        self._change()
-        self._count("desyncs", reason)
-        self._effects.append(e.Desync(reason=reason, refetches=self.refetches))
 
     # --- fetching ---------------------------------------------------------------------------------------------------------
 
@@ -449,16 +261,7 @@ class LiveRepo:
         if event.sends:
             self._begun, self._touched = event.rev, True
             version = self._touched_version = self._change(is_urgent=True)
-        self._snapshot = _Snapshot(event.rev, event.sends, version)
-
-    def _send_snapshot(self) -> None:
-        snapshot = self._snapshot
-        if snapshot is None or snapshot.is_sent or not snapshot.sends:
-            return
-        if snapshot.version <= self._stored and self._flow.is_quiet and self._flying_snapshot is None:
-            snapshot.is_sent = True
-            self._flying_snapshot = self.fetch
-            self._effects.append(e.SendSnapshot(fetch=self.fetch))
+        self._snapshot = Snapshot(event.rev, event.sends, version)
 
     def _snapshot_delivered(self, event: e.SnapshotDelivered) -> None:
         self._landed_snapshot(event.fetch)
@@ -478,15 +281,6 @@ class LiveRepo:
         else:
             self._handover.end_acknowledged(chain)
 
-    def _pending_again(self, reason: str) -> None:
-        self._drop_buffer()
-        self._all_done(self._flow.give_up())
-        self.state = after(after(self.state, LifeEvent.OUTDATED), LifeEvent.RETRY_DUE)
-        self._reason, self._again = reason, None
-        self.refetches += 1
-        self._change()
-        self._effects.append(e.FetchAgain(reason=reason, refetches=self.refetches))
-
     def _fetch_failed(self, event: e.FetchFailed) -> None:
         if not self._is_current(event.fetch):
             return
@@ -499,11 +293,6 @@ class LiveRepo:
     def _is_current(self, fetch: int) -> bool:
         """Does an answer belong to the fetch that runs? One of a fetch that was stopped says nothing."""
         return self._fetching and fetch == self.fetch
-
-    def _stop_fetch(self) -> None:
-        if self._fetching:
-            self._effects.append(e.StopSnapshot(fetch=self.fetch))
-        self._fetching, self._snapshot = False, None
 
     def _landed_snapshot(self, fetch: int) -> None:
         if self._flying_snapshot == fetch:
@@ -674,58 +463,3 @@ class LiveRepo:
                 self._standing.is_resolving = False
             case _:
                 pass
-
-    # --- small change -----------------------------------------------------------------------------------------------------
-
-    def _effect(self, effect: e.Effect) -> None:
-        self._effects.append(effect)
-
-    def _change(self, *, is_urgent: bool = False) -> int:
-        """The row differs from what was put last; return the version that this event's Store will have."""
-        self._dirty, self._urgent = True, self._urgent or is_urgent
-        return self._version + 1
-
-    def _hear(self, rev: str) -> None:
-        if rev > self._heard:
-            self._heard = rev
-            # Of a synced repo it is stored with the acknowledgement: until then a replay says it again.
-            if self.state is not S.SYNCED:
-                self._change()
-
-    def _drop(self, seq: int, rev: str) -> None:
-        self._hear(rev)
-        self._count("dropped", self.state)
-        self._done(seq)
-
-    def _done(self, seq: int) -> None:
-        self._effects.append(e.Done(seq=seq))
-
-    def _all_done(self, seqs: list[int]) -> None:
-        for seq in seqs:
-            self._done(seq)
-
-    def _done_unless(self, is_done: bool, seq: int) -> None:
-        if not is_done:
-            self._done(seq)
-
-    def _done_held(self, seq: int) -> None:
-        """A buffered frame is dropped: done now, if it was not when it was buffered."""
-        if seq in self._held:
-            self._held.discard(seq)
-            self._done(seq)
-
-    def _count(self, metric: str, label: str) -> None:
-        self._effects.append(e.Count(metric=metric, label=label))
-
-    def _end(self) -> tuple[e.Effect, ...]:
-        if not self.is_removed:
-            self._drain()
-            if self._flying_snapshot is None:
-                self._effects.extend(self._flow.release(self._stored))
-            self._send_snapshot()
-        effects, self._effects = self._effects, []
-        if self._dirty and self.is_known and not self.is_removed:
-            self._version += 1
-            effects.insert(0, e.Store(facts=self.facts, version=self._version, is_urgent=self._urgent))
-        self._dirty = self._urgent = False
-        return tuple(effects)
