@@ -32,8 +32,9 @@ demo: $(STAMP)  ## a simulated network, the relay and an ingester, compared reco
 run: $(STAMP)  ## the relay with ARGS, in the foreground: make run ARGS="backfill --did did:plc:..."
 	bin/relay $(or $(ARGS),--help)
 
-test: $(STAMP)  ## unit, interop and integration tests
-	$(PY) -m pytest $(ARGS)
+# Two processes: most of the time goes to other programs' starts. A file's tests stay together, for the servers that they share.
+test: $(STAMP)  ## unit, interop and integration tests; in this process alone with ARGS="-n 0"
+	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-faults: $(STAMP)  ## kills and faults, then the oracle; longer with ARGS="--long"
 	$(PY) -m pytest tests/faults $(ARGS)
