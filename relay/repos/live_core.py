@@ -251,9 +251,7 @@ class LiveCore:
     def _hear(self, rev: str) -> None:
         if rev > self._heard:
             self._heard = rev
-            # Of a synced repo it is stored with the acknowledgement: until then a replay says it again.
-            if self.state is not S.SYNCED:
-                self._change()
+            self._change()
 
     def _drop(self, seq: int, rev: str) -> None:
         self._hear(rev)

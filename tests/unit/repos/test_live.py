@@ -721,10 +721,12 @@ def test_a_newer_rev_that_the_stream_already_has_is_looked_at_again_later() -> N
 def test_a_removed_repo_lets_frames_pass_and_is_stored_no_more() -> None:
     driven = Driven()
     driven.prove(commit(11))
-    driven.feed(seen(12), e.Removed(), e.Proved(event=commit(12)), seen(13), account(14, False, 5))
+    driven.feed(seen(12), e.Removed())
+    before = len(driven.of(e.Store))
+    driven.feed(e.Proved(event=commit(12)), seen(13), account(14, False, 5))
     assert sorted(driven.done()) == [11, 12, 13, 14]
     driven.acknowledge()
-    assert driven.of(e.Store) == []
+    assert len(driven.of(e.Store)) == before
 
 
 def test_a_repo_at_rest_can_be_forgotten_and_one_in_work_cannot() -> None:
