@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import signal
 import socket
@@ -48,6 +49,8 @@ def _run_without_a_name(server: Any) -> None:
     """Start it, and take its socket's name away: we reach it by descriptor, and a `kill -9` leaves no file and no folder."""
     config: dict[str, Any] = multiprocessing.current_process()._config  # type: ignore[attr-defined]
     before = config.get("tempdir")
+    # It would be started with the forkserver: most of the time in which a kill leaves the folder behind.
+    multiprocessing.resource_tracker.ensure_running()
     with tempfile.TemporaryDirectory(prefix="relay-") as folder:
         config["tempdir"] = folder
         try:
