@@ -16,8 +16,15 @@ from tests.support.data import data_root
 
 SHORT_KILLS, LONG_KILLS = 4, 20
 _LONG_DEADLINE_S = 900
-# The same paths as with the made-up world, which the short form kills too.
-_LONG_ONLY = frozenset({"test_child[corpus-relay-fetch]", "test_postgresql[corpus-backend]"})
+_LONG_ONLY = frozenset(
+    {
+        # The same paths as with the made-up world, which the short form kills too.
+        "test_child[corpus-relay-fetch]",
+        "test_postgresql[corpus-backend]",
+        # Half a minute of work, and nothing in it is random.
+        "test_a_repo_of_300_000_records_is_delivered_whole_through_a_spool_file",
+    }
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
