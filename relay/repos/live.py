@@ -209,7 +209,7 @@ class LiveRepo(LiveCore):
                 elif event.rev > (self._flow.acknowledged.rev if self._flow.acknowledged else ""):
                     self._standing.mark_check("status" if self.state is S.INACTIVE else "commit")
             case S.DISCOVERED | S.PENDING | S.FAILED | S.DESYNCED | S.QUARANTINED:
-                pass  # the fetch that comes needs no hint
+                self._hear(event.rev)  # as of a frame dropped unproved: the fetch that comes may find an old copy
             case _:
                 assert_never(self.state)
         self._done_unless(is_done, event.seq)
