@@ -79,6 +79,13 @@ def test_a_fresh_entry_serves_without_a_lookup() -> None:
     assert world.resolver.counts == Counter({Result.HIT: 4, Result.LOOKUP: 1})
 
 
+def test_counts_are_taken_once() -> None:
+    world = World()
+    assert [world.key() for _ in range(2)] == ["k1"] * 2
+    assert world.resolver.take_counts() == {Result.HIT: 1, Result.LOOKUP: 1}
+    assert world.resolver.take_counts() == {}
+
+
 def test_an_entry_that_is_too_old_is_looked_up_again() -> None:
     world = World()
     world.key()

@@ -88,6 +88,16 @@ def test_requests_that_were_on_their_way_count_as_one_429() -> None:
     assert hosts.ready_at(HOST, 0.1) == pytest.approx(10.1)
 
 
+def test_the_seconds_that_hosts_made_us_wait_are_counted_once_however_many_answers_say_so() -> None:
+    hosts = table()
+    for _ in range(3):
+        assert hosts.try_start(HOST, 0.0)
+    hosts.finished(HOST, 1.0, Outcome.LIMITED, HostFacts(retry_after_s=20))
+    hosts.finished(HOST, 2.0, Outcome.LIMITED, HostFacts(retry_after_s=20))
+    hosts.finished(HOST, 3.0, Outcome.FAILED)
+    assert (hosts.limited_total, hosts.limited_s) == (2, 21.0)
+
+
 def test_an_exhausted_window_in_the_headers_waits_for_its_reset() -> None:
     hosts = table()
     ask(hosts, 0.0, Outcome.LIMITED, HostFacts(limit=3000, remaining=0, reset_after_s=90))
