@@ -15,6 +15,7 @@ from relay.simnet import connection
 from relay.simnet.faults import Fault, FaultKind
 from relay.simnet.network import SimNetwork
 from tests.support.simnet import StartNetwork
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 Connect = Callable[..., websocket.WebSocket]
@@ -158,11 +159,12 @@ def test_a_silent_stream_stays_open(simnet: SimNetwork, connect: Connect) -> Non
     simnet.set_faults([Fault(kind=FaultKind.STREAM_SILENCE, times=1)])
     client = connect(simnet, simnet.log.newest_seq)
     simnet.write(1)
+    # Until the event is about to be sent a ping is answered.
+    wait_until(lambda: simnet.fault_counts() == {"stream_silence": 1}, "the stream is silent")
     client.ping(b"are you there")
     client.settimeout(0.2)
     with pytest.raises(websocket.WebSocketTimeoutException):
         client.recv_data(control_frame=True)
-    assert simnet.fault_counts() == {"stream_silence": 1}
 
 
 def test_a_consumer_that_does_not_read_is_too_slow(start_simnet: StartNetwork, connect: Connect) -> None:
