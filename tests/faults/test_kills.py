@@ -96,7 +96,9 @@ def test_child(child: str, expectation: Expectation, stage: Stage, rng: random.R
     # A worker is at work for a millisecond at a time: of a few kills it may well be that each came late.
     if child == "relay-fetch" or kills > 10:
         assert lost > 0, "only children that did nothing were killed"
-    assert lines_with([program], "child_died") == hits, str(program)
+    # When everything is stored the run may be stopping its children already, and their end is no news.
+    sure = sum(stored < expectation.records for stored in progress)
+    assert min(sure, hits) <= lines_with([program], "child_died") <= hits, str(program)
 
 
 def test_ingester(expectation: Expectation, stage: Stage, rng: random.Random, kills: int) -> None:
