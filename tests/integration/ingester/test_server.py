@@ -188,7 +188,7 @@ def test_nothing_acknowledged_is_missing_when_the_database_server_is_killed_in_t
     postgres = EmbeddedPostgres(short_folder / "s")
     postgres.open()
     try:
-        delivery = Delivery([[create(5 * n + k, did=f"did:plc:d{n % 50}") for k in range(5)] for n in range(1500)])
+        delivery = Delivery([[create(5 * n + k, did=f"did:plc:d{n % 50}") for k in range(5)] for n in range(6000)])
         killed_in_the_middle = 0
         with serving(as_url(postgres.dsn)) as (_, stub):
             for kill_at in (100, 400, 800):
