@@ -15,7 +15,7 @@ from relay.backfill.verifying import WorkerSeats
 from relay.backfill.work import Stage, Work
 from relay.errors import Blame
 from relay.ipc.arena import Arena
-from relay.model import Lane, OpType, RepoState
+from relay.model import Lane, OpType
 from relay.observe.log import get_logger
 from relay.pb.encode import decode_operation, encode_account
 from relay.repos.failures import Failure
@@ -388,6 +388,3 @@ class _Status:
 
     def refused(self, refusal: Refusal) -> None:
         self._snapshots._piece_refused(self._work, refusal)
-
-
-__all__ = ["Outlet", "Refusal", "RepoState", "Snapshots", "Token", "status_differs", "status_is_untold"]
