@@ -35,21 +35,26 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _DURATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _FETCH_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
+# States in which a commit is dropped, because a fetch that starts later contains it.
+_NOT_FORWARDED = (
+    RepoState.DISCOVERED,
+    RepoState.PENDING,
+    RepoState.FAILED,
+    RepoState.DESYNCED,
+    RepoState.QUARANTINED,
+)
 
 # Otherwise each counter has a second series with the time of its birth, of which nobody makes anything.
 _without_created: Callable[[], None] = disable_created_metrics
 
 
 class EventKind(enum.StrEnum):
-    """What a frame of the firehose was."""
+    """What an event of the firehose was; the words of `tail.envelope.KINDS`."""
 
     COMMIT = "commit"
     SYNC = "sync"
     IDENTITY = "identity"
     ACCOUNT = "account"
-    INFO = "info"
-    ERROR = "error"
-    UNKNOWN = "unknown"
 
 
 class FetchOutcome(enum.StrEnum):
@@ -86,11 +91,11 @@ class ChildRole(enum.StrEnum):
 class Queue(enum.StrEnum):
     """The bounded queues between the parts of the supervisor, and to its children."""
 
-    KEEPER = "keeper"
     STORE = "store"
     FETCH = "fetch"
     WORKER = "worker"
-    VERIFY = "verify"
+    FRAMES = "frames"  # batches of frames that were read and are not in their repos' hands yet
+    VERIFY = "verify"  # frames at the verify workers
     LIVE = "live"
     BACKFILL = "backfill"
 
@@ -149,6 +154,9 @@ class Metrics:
         self.records_delivered = counter("relay_records_delivered_total", "records of acknowledged operations")
         # What waits.
         self.buffered_operations = gauge("relay_buffered_operations", "live operations held back now")
+        self.buffer_overflows = counter(
+            "relay_buffer_overflows_total", "buffers of live operations that were thrown away for lack of room"
+        )
         self._queue_depth = gauge("relay_queue_depth", "entries of a queue", "queue")
         self._slots_in_use = gauge("relay_slots_in_use", "slots of shared memory that are taken", "arena")
         self._slots = gauge("relay_slots", "slots of shared memory", "arena")
@@ -162,6 +170,10 @@ class Metrics:
         self._repos_finished = counter("relay_repos_finished_total", "repos that came to rest in a state", "state")
         self._repo_failures = counter("relay_repo_failures_total", "failed attempts, by reason", "reason")
         self._desyncs = counter("relay_desyncs_total", "repos that have to be fetched again, by reason", "reason")
+        self._refetches = counter(
+            "relay_refetches_total", "repos that need another fetch after the one that runs, by reason", "reason"
+        )
+        self.repos_in_memory = gauge("relay_repos_in_memory", "repos that something happens to now")
         # Fetching.
         self._fetches = Histogram(
             "relay_fetch_seconds", "one download, by outcome", ("outcome",), buckets=_FETCH_BUCKETS, registry=registry
@@ -173,10 +185,30 @@ class Metrics:
         self._worker_restarts = counter("relay_worker_restarts_total", "replaced children", "role", "reason")
         # Firehose.
         self.firehose_seq = gauge("relay_firehose_seq", "newest sequence number read")
-        self.firehose_cursor = gauge("relay_firehose_cursor", "stored cursor")
+        self.firehose_cursor = gauge("relay_firehose_cursor", "stored cursor: everything up to it is done")
         self.firehose_lag = gauge("relay_firehose_lag_seconds", "age of the newest event read")
         self.firehose_connected = gauge("relay_firehose_connected", "1 while the stream is open")
-        self._events = counter("relay_events_total", "frames of the firehose, by kind", "kind")
+        self.firehose_connections = counter("relay_firehose_connections_total", "times that the stream was opened")
+        self.firehose_bytes = counter("relay_firehose_bytes_total", "bytes read from the stream")
+        self.firehose_stalled = counter(
+            "relay_firehose_stalled_seconds_total", "seconds in which nothing was read because nobody took it"
+        )
+        self._events = counter("relay_events_total", "events of the firehose, by kind", "kind")
+        self._ignored = counter("relay_frames_ignored_total", "frames that are of no use, by reason", "reason")
+        self._outcomes = counter("relay_frames_total", "frames by what their check came to", "outcome")
+        self._invalid = counter(
+            "relay_invalid_total", "frames that prove nothing and were dropped, by reason", "reason"
+        )
+        self._dropped = counter(
+            "relay_frames_dropped_total",
+            "frames not forwarded: known already, or of a repo that a fetch brings",
+            "reason",
+        )
+        self.verify_cpu = counter("relay_verify_cpu_seconds_total", "CPU seconds of the verify workers")
+        self.open_frames = gauge("relay_open_frames", "frames that are not done")
+        self.cursor_distance = gauge(
+            "relay_cursor_distance_frames", "frames read from the oldest open one on; bounded by max_open_frames"
+        )
         # State and trouble.
         self.checkpoint_age = gauge("relay_checkpoint_age_seconds", "since the last stored checkpoint")
         self.checkpoints = counter("relay_checkpoints_total", "stored checkpoints")
@@ -184,6 +216,13 @@ class Metrics:
         self._incidents = counter("relay_incidents_total", "incidents, by kind", "kind")
         self.open_incidents = gauge("relay_open_incidents", "incidents that are not over")
         self.healthy = gauge("relay_healthy", "1 while /health answers 200")
+        # What `Count` effects of a repo's live life are called there, and the counter and label that they are here.
+        self._counted: dict[str, tuple[Counter, str | None]] = {
+            "dropped": (self._dropped, None),
+            "known": (self._dropped, "known"),
+            "desyncs": (self._desyncs, None),
+            "again": (self._refetches, None),
+        }
         self._create_known_series()
 
     def _create_known_series(self) -> None:
@@ -198,6 +237,8 @@ class Metrics:
             self._fetch_bytes.labels(outcome)
         for kind in EventKind:
             self._events.labels(kind)
+        for reason in ("known", *_NOT_FORWARDED):
+            self._dropped.labels(reason)
         for result in CacheResult:
             self._identity_cache.labels(result)
         for queue in Queue:
@@ -257,6 +298,16 @@ class Metrics:
     def desynced(self, reason: str, count: int = 1) -> None:
         self._desyncs.labels(self.label(reason)).inc(count)
 
+    def count(self, metric: str, label: str, n: int = 1) -> None:
+        """Count a `Count` effect of a repo's live life. Raises KeyError for a name that has no counter.
+
+        Not "invalid": that is counted where every frame is, those of unknown repos too (`invalid`).
+        """
+        if metric == "invalid":
+            return
+        counter, fixed = self._counted[metric]
+        counter.labels(fixed or self.label(label)).inc(n)
+
     def fetched(self, outcome: FetchOutcome, size: int, took_s: float) -> None:
         """Count one download: its bytes, also those of a failed one, and its seconds."""
         self._fetches.labels(outcome).observe(took_s)
@@ -276,6 +327,17 @@ class Metrics:
     def event(self, kind: EventKind, count: int = 1) -> None:
         self._events.labels(kind).inc(count)
 
+    def ignored(self, reason: str, count: int = 1) -> None:
+        """Count frames of which nothing can be made: replayed, of an unknown kind, undecodable."""
+        self._ignored.labels(self.label(reason)).inc(count)
+
+    def checked(self, outcome: str, count: int = 1) -> None:
+        """Count frames by what their check came to."""
+        self._outcomes.labels(self.label(outcome)).inc(count)
+
+    def invalid(self, reason: str, count: int = 1) -> None:
+        self._invalid.labels(self.label(reason)).inc(count)
+
     def queue(self, queue: Queue, depth: int) -> None:
         self._queue_depth.labels(queue).set(depth)
 
@@ -287,8 +349,8 @@ class Metrics:
         """Count an error by the `reason` of its class."""
         self._errors.labels(self.label(reason)).inc(count)
 
-    def incident(self, kind: str) -> None:
-        self._incidents.labels(self.label(kind)).inc()
+    def incident(self, kind: str, count: int = 1) -> None:
+        self._incidents.labels(self.label(kind)).inc(count)
 
     def label(self, reason: str) -> str:
         """Return `reason` if it is a short word of ours, else `other`: no foreign text and no growing set becomes a label."""

@@ -72,3 +72,34 @@ class EtaMeter:
             return None
         rate = self._meter.rate()
         return left / rate if rate else None
+
+
+class BacklogMeter:
+    """When a backlog will be gone to which something may be added all the time: what is left, over how fast it has shrunk.
+
+    Nothing is said before `settle_s` seconds, nor while it does not shrink. Memory: at most `samples + 1` pairs.
+    """
+
+    def __init__(self, window_s: float = 120.0, settle_s: float = 10.0, samples: int = 60) -> None:
+        self._window_s, self._settle_s, self._step_s = window_s, settle_s, window_s / samples
+        self._points: deque[tuple[float, int]] = deque()
+        self._last: tuple[float, int] | None = None
+
+    def update(self, now: float, left: int) -> None:
+        """Tell how much is left at `now` (monotonic seconds, never falling)."""
+        self._last = (now, left)
+        if not self._points or now - self._points[-1][0] >= self._step_s:
+            self._points.append((now, left))
+        while len(self._points) > 1 and now - self._points[1][0] >= self._window_s:
+            self._points.popleft()
+
+    def eta_s(self) -> float | None:
+        """Return seconds until nothing is left; None while that cannot be told."""
+        if self._last is None:
+            return None
+        (start_at, start), (now, left) = self._points[0], self._last
+        if left <= 0:
+            return 0.0
+        if now - start_at < self._settle_s or left >= start:
+            return None
+        return left * (now - start_at) / (start - left)

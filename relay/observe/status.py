@@ -44,7 +44,12 @@ class Rates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirehoseStatus:
-    """`seq` is the newest one read, `cursor` the stored one; `connected` is false where there is no firehose."""
+    """`seq` is the newest one read, `cursor` the stored one; `connected` is false where there is no firehose.
+
+    `lag_s`: the age of the newest event read, so in a quiet network it rises although nothing is missing. Counts are since the
+    start: `events` by kind, `outcomes` of checks, `invalid` and `ignored` by reason. `distance`: frames from the oldest open one
+    on, at most `max_open_frames`. `waiting_batches`: read and not taken up; `verifying`: frames at the verify workers.
+    """
 
     seq: int | None = None
     cursor: int | None = None
@@ -52,6 +57,19 @@ class FirehoseStatus:
     connected: bool = False
     events_per_s: float | None = None
     upstream: str = ""
+    events: Mapping[str, int] = field(default_factory=dict)
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+    invalid: Mapping[str, int] = field(default_factory=dict)
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    open_frames: int | None = None
+    distance: int | None = None
+    max_open_frames: int | None = None
+    waiting_batches: int | None = None
+    verifying: int | None = None
+    buffered_operations: int | None = None
+    buffer_size: int | None = None
+    connections: int | None = None
+    last_error: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +116,17 @@ class Targets:
     inactive: int | None = None
     quarantined: int | None = None
     final: bool = False
+    eta_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backlog:
+    """Where there is no batch: how many tracked repos are not at rest, and when they will be at the pace of the last minutes.
+
+    At rest is what needs nothing now: synced, inactive, quarantined. Null: there is a batch, or the counts are not known.
+    """
+
+    repos: int | None = None
     eta_s: float | None = None
 
 
@@ -195,6 +224,7 @@ class StatusSnapshot:
     operations_sent: int | None = None
     operations_delivered: int | None = None
     targets: Targets = field(default_factory=Targets)
+    backlog: Backlog = field(default_factory=Backlog)
     listing: ListingView = field(default_factory=ListingView)
     fetch: FetchView = field(default_factory=FetchView)
     workers: tuple[WorkerView, ...] = ()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+import relay.repos
 from relay.model import Lane, OpType, RepoState, Source
 from relay.observe.metrics import (
     Arena,
@@ -20,6 +23,7 @@ from relay.observe.metrics import (
     Queue,
     WeightedHistogram,
 )
+from relay.tail.envelope import KINDS
 
 
 def _samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -68,10 +72,17 @@ def test_every_method_moves_its_series() -> None:
     metrics.identity(CacheResult.HIT, 7)
     metrics.child_replaced(ChildRole.WORKER, "signal")
     metrics.event(EventKind.COMMIT, 2)
+    metrics.ignored("replayed", 3)
+    metrics.checked("proved", 5)
+    metrics.invalid("bad_signature")
+    metrics.count("dropped", "pending", 4)
+    metrics.count("known", "known")
+    metrics.count("desyncs", "chain")
+    metrics.count("again", "overflow")
     metrics.queue(Queue.STORE, 12)
     metrics.slots(Arena.CAR, 3, 24)
     metrics.error("host_down", 2)
-    metrics.incident("hole")
+    metrics.incident("hole", 2)
     expected = {
         ("relay_operations_total", "CREATE", "BACKFILL"): 10,
         ("relay_operations_sent_total", "a:1"): 14,
@@ -98,13 +109,45 @@ def test_every_method_moves_its_series() -> None:
         ("relay_slots_in_use", "car"): 3,
         ("relay_slots", "car"): 24,
         ("relay_errors_total", "host_down"): 2,
-        ("relay_incidents_total", "hole"): 1,
+        ("relay_incidents_total", "hole"): 2,
+        ("relay_frames_ignored_total", "replayed"): 3,
+        ("relay_frames_total", "proved"): 5,
+        ("relay_invalid_total", "bad_signature"): 1,
+        ("relay_frames_dropped_total", "pending"): 4,
+        ("relay_frames_dropped_total", "known"): 1,
+        ("relay_frames_dropped_total", "failed"): 0,
+        ("relay_desyncs_total", "chain"): 1,
+        ("relay_refetches_total", "overflow"): 1,
     }
     found = {
         (name, frozenset(value for _, value in labels)): value for (name, labels), value in _samples(metrics).items()
     }
     for (name, *labels), value in expected.items():
         assert found[name, frozenset(labels)] == value, name
+
+
+def test_every_count_of_a_repos_live_life_has_a_counter() -> None:
+    metrics = Metrics(version="1")
+    folder = Path(relay.repos.__file__).parent
+    counted = {
+        name for path in folder.glob("live*.py") for name in re.findall(r"_count\(\"(\w+)\"", path.read_text("utf-8"))
+    }
+    assert len(counted) >= 5
+    for name in counted:
+        metrics.count(name, "pending")
+    with pytest.raises(KeyError):
+        metrics.count("no_such_count", "pending")
+
+
+def test_an_invalid_frame_is_counted_once() -> None:
+    metrics = Metrics(version="1")
+    metrics.invalid("bad_signature")  # where every frame is
+    metrics.count("invalid", "bad_signature")  # and where its repo is
+    assert _value(metrics, "relay_invalid_total", reason="bad_signature") == 1
+
+
+def test_the_kinds_of_events_are_those_that_are_read() -> None:
+    assert sorted(EventKind) == sorted(KINDS.values())
 
 
 def test_the_runtime_metrics_have_a_switch() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.observe.rates import EtaMeter, RateMeter
+from relay.observe.rates import BacklogMeter, EtaMeter, RateMeter
 
 
 def test_a_steady_count_has_its_rate() -> None:
@@ -87,3 +87,37 @@ def test_nothing_is_left_at_the_end() -> None:
     eta = EtaMeter()
     eta.update(0.0, 10, 10)
     assert eta.eta_s() == 0
+
+
+def test_a_backlog_goes_at_the_pace_at_which_it_shrinks_whatever_is_added() -> None:
+    meter = BacklogMeter(settle_s=10)
+    for second in range(31):
+        meter.update(float(second), 1000 - second * 20 + second * 10)  # 20 finished, 10 new
+    assert meter.eta_s() == pytest.approx((1000 - 300) / 10)
+
+
+def test_no_end_is_told_of_a_backlog_too_early_or_while_it_does_not_shrink() -> None:
+    meter = BacklogMeter(window_s=30, settle_s=10)
+    assert meter.eta_s() is None
+    meter.update(0.0, 100)
+    meter.update(5.0, 50)
+    assert meter.eta_s() is None  # too early
+    for second in range(6, 60):
+        meter.update(float(second), 50)
+    assert meter.eta_s() is None  # it stands still
+    meter.update(60.0, 90)
+    assert meter.eta_s() is None  # it grows
+    meter.update(61.0, 0)
+    assert meter.eta_s() == 0
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 5), st.integers(0, 1000)), min_size=1, max_size=300))
+def test_a_backlogs_end_is_never_below_zero_and_costs_little_memory(steps: list[tuple[float, int]]) -> None:
+    meter = BacklogMeter(window_s=10, settle_s=1, samples=20)
+    now = 0.0
+    for wait, left in steps:
+        now += wait
+        meter.update(now, left)
+        eta = meter.eta_s()
+        assert eta is None or eta >= 0
+        assert len(meter._points) <= 22
