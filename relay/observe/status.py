@@ -223,6 +223,7 @@ class StatusSnapshot:
     uptime_s: float | None = None
     operations_sent: int | None = None
     operations_delivered: int | None = None
+    operations_per_s: float | None = None  # acknowledged ones, over the last ten seconds
     targets: Targets = field(default_factory=Targets)
     backlog: Backlog = field(default_factory=Backlog)
     listing: ListingView = field(default_factory=ListingView)

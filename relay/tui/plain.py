@@ -8,6 +8,7 @@ from typing import Protocol, TextIO
 from relay.model import RepoState
 from relay.observe import words
 from relay.observe.status import Phase, StatusSnapshot
+from relay.tui.foreign import one_line
 
 # States that are no news: where work waits, and where it ends well.
 _QUIET = (RepoState.DISCOVERED, RepoState.PENDING, RepoState.SYNCED)
@@ -15,9 +16,10 @@ _QUIET = (RepoState.DISCOVERED, RepoState.PENDING, RepoState.SYNCED)
 
 def progress_line(snapshot: StatusSnapshot) -> str:
     """Return the state of a run in one line, most important first."""
-    targets, rates = snapshot.targets, snapshot.rates
+    targets, rates, firehose, backlog = snapshot.targets, snapshot.rates, snapshot.firehose, snapshot.backlog
     parts = [snapshot.phase.value + (f" ({snapshot.reason})" if snapshot.reason else "")]
-    if targets.total is not None:
+    is_batch = targets.total is not None
+    if is_batch:
         known = "" if targets.final else " so far"
         share = words.percent(targets.done, targets.total)
         parts.append(f"{words.count(targets.done)} of {words.count(targets.total)} repos{known} ({share})")
@@ -25,14 +27,27 @@ def progress_line(snapshot: StatusSnapshot) -> str:
         parts.append(f"{words.count(snapshot.state_counts()['synced'])} repos synced")
     if rates.repos_per_s is not None:
         parts[-1] += f" {words.rate(rates.repos_per_s)}"
-    parts.append(f"{words.count(snapshot.records_delivered)} records {words.rate(rates.records_per_s)}")
+    if backlog.repos and not is_batch:
+        parts.append(f"{words.count(backlog.repos)} to go (eta {words.duration(backlog.eta_s)})")
+    if is_batch or snapshot.operations_delivered is None:
+        parts.append(f"{words.count(snapshot.records_delivered)} records {words.rate(rates.records_per_s)}")
+    else:
+        per_s = words.rate(snapshot.operations_per_s)
+        parts.append(f"{words.count(snapshot.operations_delivered)} operations {per_s}")
     per_s = words.UNKNOWN if rates.bytes_per_s is None else f"{words.size(rates.bytes_per_s)}/s"
     parts.append(f"{words.size(snapshot.bytes_fetched)} {per_s}")
-    if targets.total is not None:
+    if is_batch:
         more = "" if targets.final or targets.eta_s is None else " or more"
         parts.append(f"eta {words.duration(targets.eta_s)}{more}")
-    if snapshot.firehose.seq is not None:
-        parts.append(f"tail lag {words.duration(snapshot.firehose.lag_s)}")
+    if firehose.connections is not None or firehose.seq is not None:
+        if firehose.connected:
+            parts.append(f"tail lag {words.duration(firehose.lag_s)} {words.rate(firehose.events_per_s)}")
+        else:
+            parts.append("tail not connected")
+        if firehose.distance is not None:
+            parts.append(f"{words.short_count(firehose.distance)} open frames")
+        if firehose.buffered_operations:
+            parts.append(f"{words.short_count(firehose.buffered_operations)} buffered")
     parts += [
         f"{words.count(number)} {name}"
         for name, number in snapshot.state_counts().items()
@@ -121,22 +136,16 @@ def summary_lines(summary: BatchSummary, most_listed: int = 20) -> list[str]:
         lines.append(f"  dead letters {words.count(summary.dead_letters)}: see `bin/relay deadletter list`")
     if summary.failed_listings:
         lines.append("  listings that failed")
-        lines += [f"    {_one_line(each)}" for each in list(summary.failed_listings)[:most_listed]]
+        lines += [f"    {one_line(each)}" for each in list(summary.failed_listings)[:most_listed]]
         if left := len(summary.failed_listings) - most_listed:
             lines += [f"    and {words.count(left)} more"] if left > 0 else []
     if number := summary.counts.get(RepoState.QUARANTINED, 0):
         listed = list(summary.quarantined)[:most_listed]
         lines.append("  quarantined")
         for did, reason, error in listed:
-            lines.append(f"    {did}  {reason or '-'}" + (f"  {_one_line(error)}" if error else ""))
+            lines.append(f"    {did}  {reason or '-'}" + (f"  {one_line(error)}" if error else ""))
         if left := number - len(listed):
             lines.append(f"    and {words.count(left)} more: see `bin/relay repos list --state quarantined`")
     if summary.interrupted:
         lines.append("  the same command continues where this one stopped")
     return lines
-
-
-def _one_line(text: str, longest: int = 160) -> str:
-    """Return foreign text as one line without control characters, cut at `longest`."""
-    clean = "".join(char if char.isprintable() else " " for char in text)
-    return clean if len(clean) <= longest else clean[: longest - 3] + "..."

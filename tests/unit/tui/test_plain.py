@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from relay.model import RepoState
-from relay.observe.status import IncidentView, IngesterView, Phase, Rates, StatusSnapshot, Targets
+from relay.observe.status import (
+    Backlog,
+    FirehoseStatus,
+    IncidentView,
+    IngesterView,
+    Phase,
+    Rates,
+    StatusSnapshot,
+    Targets,
+)
 from relay.tui.plain import ProgressLines, progress_line, summary_lines
 
 
@@ -49,6 +58,37 @@ def test_a_line_is_honest_about_what_it_does_not_know() -> None:
         StatusSnapshot(instance="a", phase=Phase.WAITING, reason="database away", targets=Targets(total=5))
     )
     assert line == "waiting (database away), - of 5 repos so far (-), - records -, - -, eta -"
+
+
+def test_a_line_tells_how_the_firehose_is_followed() -> None:
+    firehose = FirehoseStatus(
+        seq=100,
+        cursor=90,
+        lag_s=0.4,
+        connected=True,
+        events_per_s=812.0,
+        connections=1,
+        distance=1234,
+        buffered_operations=12,
+    )
+    snapshot = StatusSnapshot(
+        instance="a",
+        phase=Phase.RUNNING,
+        repos={"synced": 1200, "pending": 30, "desynced": 2},
+        operations_delivered=223_456,
+        operations_per_s=2310.0,
+        bytes_fetched=0,
+        rates=Rates(repos_per_s=1.5, bytes_per_s=0.0),
+        backlog=Backlog(repos=32, eta_s=21.0),
+        firehose=firehose,
+    )
+    assert progress_line(snapshot) == (
+        "running, 1,200 repos synced 1.50/s, 32 to go (eta 21s), 223,456 operations 2.31k/s, 0 B 0 B/s, tail lag 0.4s 812/s, "
+        "1.23k open frames, 12 buffered, 2 desynced"
+    )
+    lost = replace(snapshot, firehose=replace(firehose, connected=False))
+    assert "tail not connected" in progress_line(lost)
+    assert "tail" not in progress_line(replace(snapshot, firehose=FirehoseStatus()))
 
 
 def test_a_line_is_written_now_and_then_and_at_once_when_the_phase_changes() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from relay.observe.status import (
+    Backlog,
     ErrorView,
     FetchView,
     FirehoseStatus,
@@ -95,7 +96,7 @@ def test_a_small_terminal_shows_what_matters() -> None:
     text = "\n".join(lines)
     assert len(lines) <= 24
     for word in (
-        "tradr-relay backfill running", "0.6% of 2,000,000", "eta 3m05s", "123,456,789", "42.1k/s", "3 quarantined", "no stream",
+        "tradr-relay backfill running", "0.6% of 2,000,000", "eta 3m05s", "123M", "42.1k/s", "lag 1.2s", "3 quarantined", "no stream",
         "ingesters", "incidents", "outdated_cursor", "last errors", "host_down",
     ):  # fmt: skip
         assert word in text, word
@@ -157,6 +158,96 @@ def test_a_time_that_is_not_known_is_not_made_up(eta: float | None, shown: str) 
         instance="a", phase=Phase.RUNNING, targets=Targets(total=9, done=1, final=True, eta_s=eta)
     )
     assert shown in "\n".join(_screen(snapshot, 80, 24))
+
+
+def _live(*, connected: bool = True, left: int = 33_210) -> StatusSnapshot:
+    return StatusSnapshot(
+        instance="tradr-relay",
+        phase=Phase.RUNNING,
+        command="run",
+        version="0.1.0",
+        uptime_s=11_520.0,
+        repos={"synced": 1_201_357, "pending": left, "inactive": 2210},
+        bytes_fetched=34_567_890_123,
+        operations_delivered=223_456_789,
+        operations_per_s=2310.0,
+        rates=Rates(repos_per_s=12.3, records_per_s=0.0, bytes_per_s=3.4e6),
+        backlog=Backlog(repos=left, eta_s=725.0 if left else 0.0),
+        firehose=FirehoseStatus(
+            seq=12_345_678_901,
+            cursor=12_345_678_000,
+            lag_s=0.4 if connected else 75.0,
+            connected=connected,
+            events_per_s=812.0,
+            upstream="wss://bsky.network",
+            events={"commit": 1_234_567, "sync": 12, "account": 0},
+            outcomes={"proved": 1_234_000, "unprovable": 3, "invalid": 14},
+            invalid={"bad_signature": 9, "no_key": 5},
+            ignored={"replayed": 120},
+            open_frames=900,
+            distance=1234,
+            max_open_frames=200_000,
+            waiting_batches=2,
+            verifying=320,
+            buffered_operations=12_345,
+            buffer_size=50_000,
+            connections=3,
+            last_error=None if connected else "upstream says ConsumerTooSlow",
+        ),
+        fetch=FetchView(active=9, limit=10, done=12_000, failed=4, rate_limit_waits=12, rate_limit_wait_s=3.4),
+        ingesters=tuple(IngesterView(address=f"ingester-{number}:50052", healthy=True) for number in range(2)),
+        incidents=(IncidentView(at=AT, kind="consumer_too_slow", text="reconciling"),),
+        gauges=(Gauge(name="CAR slots", used=24, limit=24), Gauge(name="to be stored", used=130)),
+    )
+
+
+def test_a_small_terminal_shows_how_the_firehose_is_followed() -> None:
+    lines = _screen(_live(), 80, 24)
+    text = "\n".join(lines)
+    assert len(lines) <= 24
+    for word in (
+        "97.3% of 1,236,777 repos  33,210 to go  eta 12m05s", "operations 223M  2.31k/s", "tail connected  lag 0.4s  events 812/s",
+        "seq 12,345,678,901", "cursor 901 behind", "open incidents 1", "open frames 1.23k/200k", "batches waiting 2",
+        "verifying 320", "buffered 12.3k/50.0k", "invalid 14", "consumer_too_slow",
+    ):  # fmt: skip
+        assert word in text, word
+    assert not any("\N{HORIZONTAL ELLIPSIS}" in line for line in lines)
+
+
+def test_a_large_terminal_shows_what_came_of_the_frames() -> None:
+    text = "\n".join(_screen(_live(), 160, 50))
+    for word in ("read: commit", "checked: unprovable", "ignored: replayed", "invalid: bad_signature"):
+        assert word in text, word
+    assert "read: account" not in text  # none came
+    assert "checked: invalid" not in text  # it stands there by reason
+
+
+def test_a_stream_that_is_lost_says_why() -> None:
+    text = "\n".join(_screen(_live(connected=False), 80, 24))
+    assert "tail not connected  lag 1m15s" in text
+    assert "upstream says ConsumerTooSlow" in text
+
+
+def test_a_backlog_that_is_gone_is_no_news() -> None:
+    text = "\n".join(_screen(_live(left=0), 80, 24))
+    assert "100% of 1,203,567 repos" in text
+    assert "to go" not in text
+
+
+def test_without_an_instance_the_stored_cursor_is_shown() -> None:
+    snapshot = StatusSnapshot(
+        instance="a", phase=Phase.STOPPED, firehose=FirehoseStatus(cursor=1234, upstream="wss://relay.example")
+    )
+    assert "tail stored cursor 1,234  of wss://relay.example" in "\n".join(_screen(snapshot, 80, 24))
+    assert "tail" not in "\n".join(_screen(StatusSnapshot(instance="a", phase=Phase.RUNNING), 80, 24))
+
+
+@settings(max_examples=40, deadline=None)
+@given(width=st.integers(40, 220), height=st.integers(3, 80), connected=st.booleans(), left=st.integers(0, 2))
+def test_the_screen_of_a_followed_stream_fits_too(width: int, height: int, connected: bool, left: int) -> None:
+    lines = _screen(_live(connected=connected, left=left), width, height)
+    assert len(lines) <= height
+    assert max((len(line) for line in lines), default=0) <= width
 
 
 def test_unhealthy_ingesters_and_open_incidents_come_first() -> None:
