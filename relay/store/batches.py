@@ -1,9 +1,12 @@
-"""Table `batch`: the runs of `backfill`. One that was interrupted is resumed by the same command line."""
+"""Table `batch`: the runs of `backfill`. One that was interrupted is resumed by the same command line; beside a service it is handed over."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import orjson
 
 from relay.store.statements import Cursor, load_statements, one
 from relay.store.text import printable
@@ -13,17 +16,34 @@ _SQL = load_statements("batches")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """One run; `spec` says what was asked for, in one canonical form. Times are wall seconds."""
+    """One run; `spec` says what was asked for, in one canonical form. Times are wall seconds.
+
+    Handed over: the service that holds the lease lists `sources` (JSON; None: the targets have their rows already), and finishes
+    the batch. `failed_listings`: sentences, of listings without a complete answer.
+    """
 
     id: int
     spec: str
     started_at: float
     finished_at: float | None
     note: str | None
+    handed_over_at: float | None = None
+    sources: str | None = None
+    enumerated_at: float | None = None
+    failed_listings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivered:
+    """What of a batch's targets was synced since a moment."""
+
+    repos: int
+    records: int
+    bytes_fetched: int
 
 
 def open_batch(cur: Cursor, spec: str, now: float) -> tuple[int, bool]:
-    """Return (id, resumed): the unfinished batch of the same `spec`, or a new one. For the holder of the lease only."""
+    """Return (id, resumed): the unfinished batch of the same `spec`, or a new one. For the holder of the lease, or who hands over to it."""
     cur.execute(_SQL["find_unfinished"], {"spec": spec})
     row = cur.fetchone()
     if row is not None:
@@ -36,6 +56,30 @@ def finish_batch(cur: Cursor, batch: int, now: float, note: str = "") -> bool:
     """Mark a batch finished; False: it was already (or is unknown)."""
     cur.execute(_SQL["finish"], {"id": batch, "now": now, "note": printable(note)})
     return cur.rowcount == 1
+
+
+def hand_over(cur: Cursor, batch: int, sources: str, now: float) -> None:
+    """Let the holder of the lease enumerate and finish an unfinished batch, from the start or from where its listings are."""
+    cur.execute(_SQL["hand_over"], {"id": batch, "sources": sources, "now": now})
+
+
+def enumerated(cur: Cursor, batch: int, failed_listings: Sequence[str], now: float) -> None:
+    """Every target has its row; `failed_listings` says which may be missing."""
+    text = orjson.dumps([printable(each) for each in failed_listings]).decode()
+    cur.execute(_SQL["enumerated"], {"id": batch, "failed_listings": text, "now": now})
+
+
+def list_handed_over(cur: Cursor) -> list[Batch]:
+    """Return the unfinished batches that were handed over, oldest first."""
+    cur.execute(_SQL["list_handed_over"])
+    return [_batch(row) for row in cur.fetchall()]
+
+
+def delivered_since(cur: Cursor, batch: int, since: float) -> Delivered:
+    """Return what of a batch's targets was synced since `since` (wall seconds)."""
+    cur.execute(_SQL["delivered_since"], {"id": batch, "since": since})
+    repos, records, size = one(cur)
+    return Delivered(repos=repos, records=records, bytes_fetched=size)
 
 
 def get(cur: Cursor, batch: int) -> Batch | None:
@@ -52,5 +96,15 @@ def list_unfinished(cur: Cursor) -> list[Batch]:
 
 
 def _batch(row: tuple[Any, ...]) -> Batch:
-    identifier, spec, started_at, finished_at, note = row
-    return Batch(id=identifier, spec=spec, started_at=started_at, finished_at=finished_at, note=note)
+    identifier, spec, started_at, finished_at, note, handed_over_at, sources, enumerated_at, failed = row
+    return Batch(
+        id=identifier,
+        spec=spec,
+        started_at=started_at,
+        finished_at=finished_at,
+        note=note,
+        handed_over_at=handed_over_at,
+        sources=sources,
+        enumerated_at=enumerated_at,
+        failed_listings=tuple(orjson.loads(failed)) if failed else (),
+    )

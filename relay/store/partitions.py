@@ -12,7 +12,11 @@ _SQL = load_statements("partitions")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partition:
-    """The row. Times are wall seconds of the server's clock; `cursor` counts in the sequence of `upstream`."""
+    """The row. Times are wall seconds of the server's clock; `cursor` counts in the sequence of `upstream`.
+
+    Filters are canonical, comma-joined patterns ('' is everything). `filter`: in force at the service that holds the lease;
+    `filter_compared`: the last one that every synced repo was compared with.
+    """
 
     owner: str | None
     epoch: int
@@ -21,6 +25,8 @@ class Partition:
     upstream: str | None
     cursor: int | None
     cursor_time_us: int | None
+    filter_compared: str | None = None
+    filter: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +48,7 @@ def partition_of(did: str, partitions: int) -> int:
 def read(cur: Cursor) -> Partition:
     """Return the row."""
     cur.execute(_SQL["read"])
-    owner, epoch, lease_until, renewed_at, upstream, cursor, cursor_time_us = one(cur)
+    owner, epoch, lease_until, renewed_at, upstream, cursor, cursor_time_us, filter_compared, in_force = one(cur)
     return Partition(
         owner=owner,
         epoch=epoch,
@@ -51,6 +57,8 @@ def read(cur: Cursor) -> Partition:
         upstream=upstream,
         cursor=cursor,
         cursor_time_us=cursor_time_us,
+        filter_compared=filter_compared,
+        filter=in_force,
     )
 
 
@@ -63,6 +71,16 @@ def store_first_cursor(cur: Cursor, upstream: str, cursor: int, cursor_time_us: 
     """Store a cursor where there is none of this upstream; return whether it was stored."""
     cur.execute(_SQL["store_first_cursor"], {"upstream": upstream, "cursor": cursor, "cursor_time_us": cursor_time_us})
     return cur.rowcount == 1
+
+
+def store_filter(cur: Cursor, in_force: str | None) -> None:
+    """Say which filter is in force at the holder (None: it is no service); in its first (fenced) transaction."""
+    cur.execute(_SQL["store_filter"], {"filter": in_force})
+
+
+def store_filter_compared(cur: Cursor, compared: str) -> None:
+    """Say that every synced repo has been compared with this filter."""
+    cur.execute(_SQL["store_filter_compared"], {"filter": compared})
 
 
 def try_lock(cur: Cursor) -> bool:

@@ -4,12 +4,32 @@ SELECT id FROM batch WHERE md5(spec) = md5(%(spec)s) AND spec = %(spec)s AND fin
 -- open_new(spec, now) -> id      called by backfill at its start, when there is none to resume
 INSERT INTO batch (spec, started_at) VALUES (%(spec)s, to_timestamp(%(now)s)) RETURNING id;
 
--- finish(id, now, note)      called by backfill at its end; primary key
+-- finish(id, now, note)      called by backfill at its end, or by the service that it was handed over to; primary key
 UPDATE batch SET finished_at = to_timestamp(%(now)s), note = %(note)s WHERE id = %(id)s AND finished_at IS NULL;
 
--- get(id) -> id, spec, started_at, finished_at, note      primary key
-SELECT id, spec, extract(epoch FROM started_at)::float8, extract(epoch FROM finished_at)::float8, note FROM batch WHERE id = %(id)s;
+-- hand_over(id, sources, now)      called by backfill beside a service; primary key
+-- The same command again: everything is enumerated anew, as by a backfill of its own.
+UPDATE batch SET handed_over_at = to_timestamp(%(now)s), sources = %(sources)s, enumerated_at = NULL, failed_listings = NULL
+WHERE id = %(id)s AND finished_at IS NULL;
 
--- list_unfinished() -> id, spec, started_at, finished_at, note      called by status, and by a `run` that takes over targets
-SELECT id, spec, extract(epoch FROM started_at)::float8, extract(epoch FROM finished_at)::float8, note
+-- enumerated(id, failed_listings, now)      called by whoever enumerated a handed-over batch; primary key
+UPDATE batch SET enumerated_at = to_timestamp(%(now)s), failed_listings = %(failed_listings)s WHERE id = %(id)s;
+
+-- list_handed_over() -> the columns of get      called by a service, once a second; index batch_handed_over
+SELECT id, spec, extract(epoch FROM started_at)::float8, extract(epoch FROM finished_at)::float8, note,
+       extract(epoch FROM handed_over_at)::float8, sources, extract(epoch FROM enumerated_at)::float8, failed_listings
+FROM batch WHERE handed_over_at IS NOT NULL AND finished_at IS NULL ORDER BY id;
+
+-- delivered_since(id, since) -> repos, records, bytes      called by backfill beside a service, for its summary; index repo_batch
+SELECT count(*), coalesce(sum(records), 0)::bigint, coalesce(sum(bytes), 0)::bigint FROM repo
+WHERE batch = %(id)s AND state = 'synced' AND tracked AND synced_at >= to_timestamp(%(since)s);
+
+-- get(id) -> id, spec, started_at, finished_at, note, handed_over_at, sources, enumerated_at, failed_listings      primary key
+SELECT id, spec, extract(epoch FROM started_at)::float8, extract(epoch FROM finished_at)::float8, note,
+       extract(epoch FROM handed_over_at)::float8, sources, extract(epoch FROM enumerated_at)::float8, failed_listings
+FROM batch WHERE id = %(id)s;
+
+-- list_unfinished() -> the columns of get      called by status
+SELECT id, spec, extract(epoch FROM started_at)::float8, extract(epoch FROM finished_at)::float8, note,
+       extract(epoch FROM handed_over_at)::float8, sources, extract(epoch FROM enumerated_at)::float8, failed_listings
 FROM batch WHERE finished_at IS NULL ORDER BY id;

@@ -1,5 +1,7 @@
--- read() -> owner, epoch, lease_until, renewed_at, upstream, cursor, cursor_time_us      called by status, and by tail at start
-SELECT owner, epoch, extract(epoch FROM lease_until)::float8, extract(epoch FROM renewed_at)::float8, upstream, cursor, cursor_time_us
+-- read() -> owner, epoch, lease_until, renewed_at, upstream, cursor, cursor_time_us, filter_compared, filter
+-- Called by status, and by run, tail and backfill at start.
+SELECT owner, epoch, extract(epoch FROM lease_until)::float8, extract(epoch FROM renewed_at)::float8, upstream, cursor, cursor_time_us,
+       filter_compared, filter
 FROM partition WHERE id = 0;
 
 -- store_cursor(upstream, cursor, cursor_time_us)      called in the checkpoint's transaction, which has checked the epoch
@@ -8,6 +10,12 @@ UPDATE partition SET upstream = %(upstream)s, cursor = %(cursor)s, cursor_time_u
 -- store_first_cursor(upstream, cursor, cursor_time_us)      called by backfill before it enumerates; changes nothing where there is one
 UPDATE partition SET upstream = %(upstream)s, cursor = %(cursor)s, cursor_time_us = %(cursor_time_us)s
 WHERE id = 0 AND (cursor IS NULL OR upstream IS DISTINCT FROM %(upstream)s);
+
+-- store_filter(filter)      called by the new holder of the lease, at start
+UPDATE partition SET filter = %(filter)s WHERE id = 0;
+
+-- store_filter_compared(filter)      called by a service when it has compared every synced repo with its filter
+UPDATE partition SET filter_compared = %(filter)s WHERE id = 0;
 
 -- try_lock() -> bool      called by cluster.leases: who has this session lock may take the lease; it ends with the session
 SELECT pg_try_advisory_lock(7236283511);
