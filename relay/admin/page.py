@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from html import escape
 
 from relay.observe import words
-from relay.observe.status import StatusSnapshot
+from relay.observe.status import FirehoseStatus, StatusSnapshot
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8885; --dim: #777; --bad: #c22; --good: #282; }
@@ -53,9 +53,25 @@ def _sections(snapshot: StatusSnapshot) -> Iterable[str]:
         [
             ("repos synced", words.count(snapshot.state_counts()["synced"]), words.rate(rates.repos_per_s)),
             ("records delivered", words.count(snapshot.records_delivered), words.rate(rates.records_per_s)),
+            (
+                "operations delivered",
+                words.count(snapshot.operations_delivered),
+                words.rate(snapshot.operations_per_s),
+            ),
             ("bytes fetched", words.size(snapshot.bytes_fetched), words.size(rates.bytes_per_s)),
         ],
     )
+    if snapshot.backlog.repos is not None:
+        total = sum(snapshot.repos.values())
+        yield _table(
+            "Backlog",
+            ("at rest", "share", "to go", "time left"),
+            [
+                (f"{words.count(total - snapshot.backlog.repos)} of {words.count(total)}",
+                 words.percent(total - snapshot.backlog.repos, total), words.count(snapshot.backlog.repos),
+                 words.duration(snapshot.backlog.eta_s)),
+            ],
+        )  # fmt: skip
     if targets.total is not None:
         known = "" if targets.final else " so far"
         done = f"{words.count(targets.done)} of {words.count(targets.total)}{known}"
@@ -68,14 +84,7 @@ def _sections(snapshot: StatusSnapshot) -> Iterable[str]:
             ],
         )  # fmt: skip
     yield _table("Repos", snapshot.state_counts().keys(), [[words.count(n) for n in snapshot.state_counts().values()]])
-    yield _table(
-        "Firehose",
-        ("upstream", "connected", "newest seq", "stored cursor", "lag"),
-        [
-            (firehose.upstream or words.UNKNOWN, "yes" if firehose.connected else "no", words.count(firehose.seq),
-             words.count(firehose.cursor), words.duration(firehose.lag_s)),
-        ],
-    )  # fmt: skip
+    yield from _firehose(firehose)
     yield _table(
         "Ingesters",
         ("address", "state", "batches in flight", "queued", "oldest unacknowledged", "delivered"),
@@ -101,6 +110,40 @@ def _sections(snapshot: StatusSnapshot) -> Iterable[str]:
         "Last errors",
         ("at", "reason", "what"),
         [(each.at, each.reason, each.text) for each in snapshot.last_errors],
+    )
+
+
+def _firehose(firehose: FirehoseStatus) -> Iterable[str]:
+    yield _table(
+        "Firehose",
+        ("upstream", "connected", "newest seq", "stored cursor", "lag", "events", "last error"),
+        [
+            (firehose.upstream or words.UNKNOWN, "yes" if firehose.connected else "no", words.count(firehose.seq),
+             words.count(firehose.cursor), words.duration(firehose.lag_s), words.rate(firehose.events_per_s),
+             firehose.last_error or ""),
+        ],
+    )  # fmt: skip
+    if firehose.distance is None:
+        return  # nobody follows it
+    yield _table(
+        "Frames in work",
+        ("open", "from the oldest open one on", "at most", "batches waiting", "being verified", "operations buffered", "at most"),
+        [
+            [
+                words.count(number)
+                for number in (
+                    firehose.open_frames, firehose.distance, firehose.max_open_frames, firehose.waiting_batches,
+                    firehose.verifying, firehose.buffered_operations, firehose.buffer_size,
+                )
+            ],
+        ],
+    )  # fmt: skip
+    counted = (("read", firehose.events), ("checked", firehose.outcomes), ("invalid", firehose.invalid),
+               ("ignored", firehose.ignored))  # fmt: skip
+    yield _table(
+        "Frames",
+        ("", "", "since the start"),
+        [(what, name, words.count(number)) for what, counts in counted for name, number in counts.items()],
     )
 
 
