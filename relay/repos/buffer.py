@@ -45,6 +45,7 @@ class LiveBuffer(Generic[T]):
         self.max_operations = max_operations
         self.max_per_repo = max_per_repo
         self.operations = 0
+        self.added = 0  # operations, since the start
         self.overflows = 0
         self._queues: dict[str, _Queue[T]] = {}
 
@@ -60,6 +61,7 @@ class LiveBuffer(Generic[T]):
         queue.events.append((event, size))
         queue.operations += size
         self.operations += size
+        self.added += size
         if queue.operations > self.max_per_repo:
             return (self._overflow(did),)
         if self.operations <= self.max_operations:

@@ -26,8 +26,10 @@ def test_everything_that_was_added_comes_out_in_order_or_is_told_as_thrown_away(
 ) -> None:
     buffer: LiveBuffer[int] = LiveBuffer(max_operations=20, max_per_repo=9)
     plain: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    added = 0
     for number, (action, did, operations) in enumerate(actions):
         if action == "add":
+            added += max(1, operations)
             plain[did].append((number, max(1, operations)))
             for overflow in buffer.add(did, number, operations):
                 lost = plain.pop(overflow.did)
@@ -40,6 +42,7 @@ def test_everything_that_was_added_comes_out_in_order_or_is_told_as_thrown_away(
         held = {each: sum(size for _, size in events) for each, events in plain.items() if events}
         assert dict(buffer.sizes()) == held
         assert buffer.operations == sum(held.values()) <= 20
+        assert buffer.added == added
         assert max(held.values(), default=0) <= 9
         assert all(buffer.count(each) == len(plain[each]) for each in "abc")
         assert buffer.repos == len(held)
