@@ -75,9 +75,9 @@ class EtaMeter:
 
 
 class BacklogMeter:
-    """When a backlog will be gone to which something may be added all the time: what is left, over how fast it has shrunk.
+    """When a backlog will be gone to which something may be added all the time: what is left, over how fast it shrinks.
 
-    Nothing is said before `settle_s` seconds, nor while it does not shrink. Memory: at most `samples + 1` pairs.
+    The pace is that since its highest point of the last `window_s` seconds. Nothing is said before `settle_s` seconds, nor while it does not shrink. Memory: at most `samples + 1` pairs.
     """
 
     def __init__(self, window_s: float = 120.0, settle_s: float = 10.0, samples: int = 60) -> None:
@@ -97,7 +97,9 @@ class BacklogMeter:
         """Return seconds until nothing is left; None while that cannot be told."""
         if self._last is None:
             return None
-        (start_at, start), (now, left) = self._points[0], self._last
+        now, left = self._last
+        # From the top on: while repos are listed it grows, and that says nothing about how fast it shrinks.
+        start_at, start = max(self._points, key=lambda point: point[1])
         if left <= 0:
             return 0.0
         if now - start_at < self._settle_s or left >= start:

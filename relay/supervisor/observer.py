@@ -15,8 +15,9 @@ from relay.deliver.segment import IngesterStatus
 from relay.identity.resolver import Result
 from relay.model import Incident, RepoState
 from relay.observe.metrics import Arena, CacheResult, ChildRole, Metrics, Queue
-from relay.observe.rates import EtaMeter, RateMeter
+from relay.observe.rates import BacklogMeter, EtaMeter, RateMeter
 from relay.observe.status import (
+    Backlog,
     ErrorView,
     FetchView,
     Gauge,
@@ -32,6 +33,7 @@ from relay.observe.status import (
     rfc3339,
 )
 from relay.repos.lifecycle import FINISHED
+from relay.supervisor.tail_shown import Added
 from relay.supervisor.wiring import Machine
 
 HOSTS_SHOWN = 50
@@ -65,14 +67,13 @@ class Observer:
         self._listing = listing
         self._started = time.monotonic()
         self._repos_rate, self._records_rate, self._bytes_rate = RateMeter(), RateMeter(), RateMeter()
-        self._eta = EtaMeter()
-        self._counted: dict[str, float] = {}
+        self._operations_rate = RateMeter()
+        self._eta, self._backlog = EtaMeter(), BacklogMeter()
+        self._added = Added().since
         self.phase = Phase.STARTING
         self.reason = ""
         self.store_away: str | None = None
         self.incidents: Sequence[Incident] = ()
-        self.cursor: int | None = None
-        self.upstream = ""
         self.snapshot = StatusSnapshot(instance=instance, phase=Phase.STARTING, command=command, version=__version__)
 
     def look(self) -> None:
@@ -88,8 +89,14 @@ class Observer:
         self._repos_rate.update(now, finished)
         self._records_rate.update(now, totals.records)
         self._bytes_rate.update(now, totals.bytes_fetched)
-        target_view = Targets()
-        if machine.keeper.batch is not None:
+        delivered = sum(each.delivered_operations for each in ingesters)
+        self._operations_rate.update(now, delivered)
+        target_view, backlog = Targets(), Backlog()
+        if machine.keeper.batch is None and any(counts.values()):
+            left = sum(max(0, number) for state, number in counts.items() if state not in FINISHED)
+            self._backlog.update(now, left)
+            backlog = Backlog(repos=left, eta_s=self._backlog.eta_s())
+        elif machine.keeper.batch is not None:
             total = sum(targets.values())
             self._eta.update(now, done, total)
             target_view = Targets(
@@ -139,8 +146,10 @@ class Observer:
             ),
             incidents=tuple(IncidentView.of(incident) for incident in self.incidents),
             operations_sent=sum(each.sent_operations for each in ingesters),
-            operations_delivered=sum(each.delivered_operations for each in ingesters),
+            operations_delivered=delivered,
+            operations_per_s=self._operations_rate.rate(),
             targets=target_view,
+            backlog=backlog,
             listing=listing,
             fetch=FetchView(
                 active=len(machine.pipeline.downloads.running),
@@ -164,6 +173,7 @@ class Observer:
             ),
             gauges=self._gauges(),
             failures=dict(totals.failures.most_common(50)),
+            checkpoint_age_s=time.monotonic() - machine.checkpointer.stored_at,
             last_errors=tuple(
                 ErrorView(at=rfc3339(at), reason=reason, text=text)
                 for at, _did, reason, text in list(totals.last_failures)[-LAST_ERRORS_SHOWN:]
@@ -246,11 +256,7 @@ class Observer:
             self._added("limited seconds", waited_s + pipeline.resolves.limited_s),
             int(self._added("limited", waits + pipeline.resolves.limited_total)),
         )
+        metrics.open_incidents.set(sum(each.closed_at is None for each in self.incidents))
         checkpointer = machine.checkpointer
         metrics.checkpoints.inc(self._added("checkpoints", checkpointer.stored))
         metrics.checkpoint_age.set(time.monotonic() - checkpointer.stored_at)
-
-    def _added(self, name: str, total: float) -> float:
-        before = self._counted.get(name, 0.0)
-        self._counted[name] = total
-        return max(0.0, total - before)

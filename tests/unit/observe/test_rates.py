@@ -96,6 +96,15 @@ def test_a_backlog_goes_at_the_pace_at_which_it_shrinks_whatever_is_added() -> N
     assert meter.eta_s() == pytest.approx((1000 - 300) / 10)
 
 
+def test_a_backlog_that_grew_before_is_judged_from_its_highest_point() -> None:
+    meter = BacklogMeter(settle_s=10)
+    for second in range(20):
+        meter.update(float(second), second * 100)
+    for second in range(20, 41):
+        meter.update(float(second), 1900 - (second - 20) * 50)
+    assert meter.eta_s() == pytest.approx(900 / 50, rel=0.1)
+
+
 def test_no_end_is_told_of_a_backlog_too_early_or_while_it_does_not_shrink() -> None:
     meter = BacklogMeter(window_s=30, settle_s=10)
     assert meter.eta_s() is None

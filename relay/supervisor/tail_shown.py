@@ -1,0 +1,148 @@
+"""What is shown of the firehose: one look at the tail becomes the `firehose` block of the status, and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from relay.observe.metrics import EventKind, Metrics, Queue
+from relay.observe.rates import RateMeter
+from relay.observe.status import FirehoseStatus
+
+_US = 1_000_000
+
+
+class TailView(Protocol):
+    """The tail at one moment; counts are since the start."""
+
+    @property
+    def upstream(self) -> str: ...
+    @property
+    def is_connected(self) -> bool: ...
+    @property
+    def seq(self) -> int | None: ...
+    @property
+    def cursor(self) -> int | None: ...
+    @property
+    def time_us(self) -> int | None: ...
+    @property
+    def events(self) -> Mapping[str, int]: ...
+    @property
+    def outcomes(self) -> Mapping[str, int]: ...
+    @property
+    def invalid(self) -> Mapping[str, int]: ...
+    @property
+    def ignored(self) -> Mapping[str, int]: ...
+    @property
+    def incidents(self) -> Mapping[str, int]: ...
+    @property
+    def open_frames(self) -> int: ...
+    @property
+    def distance(self) -> int: ...
+    @property
+    def waiting_batches(self) -> int: ...
+    @property
+    def verifying(self) -> int: ...
+    @property
+    def verify_cpu_s(self) -> float: ...
+    @property
+    def slot_wait_s(self) -> float: ...
+    @property
+    def received_bytes(self) -> int: ...
+    @property
+    def connections(self) -> int: ...
+    @property
+    def last_error(self) -> str | None: ...
+
+
+class Buffered(Protocol):
+    """The live buffer's numbers, all in operations but `overflows`."""
+
+    max_operations: int
+    operations: int
+    added: int
+    overflows: int
+
+
+class Added:
+    """How much counts that only rise have risen since the last time, by name: what a counter of the metrics wants."""
+
+    def __init__(self) -> None:
+        self._counted: dict[str, float] = {}
+
+    def since(self, name: str, total: float) -> float:
+        before = self._counted.get(name, 0.0)
+        self._counted[name] = total
+        return max(0.0, total - before)
+
+
+class TailShown:
+    """Looked at by one thread, a few times a second."""
+
+    def __init__(self, metrics: Metrics, *, max_open_frames: int) -> None:
+        self._metrics, self._max_open_frames = metrics, max_open_frames
+        self._events_rate = RateMeter()
+        self._added = Added()
+
+    def look(self, tail: TailView, buffer: Buffered, *, now: float, wall: float) -> FirehoseStatus:
+        """Return what to show of `tail`, and update the metrics. `now`: monotonic seconds; `wall`: seconds since 1970."""
+        self._events_rate.update(now, sum(tail.events.values()))
+        lag_s = None if tail.time_us is None else max(0.0, wall - tail.time_us / _US)
+        self._count(tail, buffer, lag_s)
+        return FirehoseStatus(
+            seq=tail.seq,
+            cursor=tail.cursor,
+            lag_s=lag_s,
+            connected=tail.is_connected,
+            events_per_s=self._events_rate.rate(),
+            upstream=tail.upstream,
+            events=_by_word(tail.events),
+            outcomes=_by_word(tail.outcomes),
+            invalid=_by_word(tail.invalid),
+            ignored=_by_word(tail.ignored),
+            open_frames=tail.open_frames,
+            distance=tail.distance,
+            max_open_frames=self._max_open_frames,
+            waiting_batches=tail.waiting_batches,
+            verifying=tail.verifying,
+            buffered_operations=buffer.operations,
+            buffer_size=buffer.max_operations,
+            connections=tail.connections,
+            last_error=tail.last_error,
+        )
+
+    def _count(self, tail: TailView, buffer: Buffered, lag_s: float | None) -> None:
+        metrics, since = self._metrics, self._added.since
+        metrics.firehose_connected.set(tail.is_connected)
+        if tail.seq is not None:
+            metrics.firehose_seq.set(tail.seq)
+        if tail.cursor is not None:
+            metrics.firehose_cursor.set(tail.cursor)
+        if lag_s is not None:
+            metrics.firehose_lag.set(lag_s)
+        metrics.firehose_connections.inc(since("connections", tail.connections))
+        metrics.firehose_bytes.inc(since("bytes", tail.received_bytes))
+        metrics.firehose_stalled.inc(since("stalled", tail.slot_wait_s))
+        metrics.verify_cpu.inc(since("cpu", tail.verify_cpu_s))
+        metrics.open_frames.set(tail.open_frames)
+        metrics.cursor_distance.set(tail.distance)
+        metrics.queue(Queue.FRAMES, tail.waiting_batches)
+        metrics.queue(Queue.VERIFY, tail.verifying)
+        metrics.buffered_operations.set(buffer.operations)
+        metrics.operations_buffered.inc(since("buffered", buffer.added))
+        metrics.buffer_overflows.inc(since("overflows", buffer.overflows))
+        for kind, count in tail.events.items():
+            metrics.event(EventKind(kind), int(since(f"event {kind}", count)))
+        for name, counts, counted in (
+            ("ignored", tail.ignored, metrics.ignored),
+            ("checked", tail.outcomes, metrics.checked),
+            ("invalid", tail.invalid, metrics.invalid),
+            ("incident", tail.incidents, metrics.incident),
+        ):
+            for label, count in counts.items():
+                counted(label, int(since(f"{name} {label}", count)))
+
+
+def _by_word(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return the counts with plain strings as keys: JSON knows no others."""
+    return {str(word): count for word, count in counts.items()}
