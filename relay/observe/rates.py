@@ -77,7 +77,8 @@ class EtaMeter:
 class BacklogMeter:
     """When a backlog will be gone to which something may be added all the time: what is left, over how fast it shrinks.
 
-    The pace is that since its highest point of the last `window_s` seconds. Nothing is said before `settle_s` seconds, nor while it does not shrink. Memory: at most `samples + 1` pairs.
+    The pace is that since its highest point of the last `window_s` seconds. Nothing is said before `settle_s` seconds, nor while
+    it does not shrink. Memory: at most `samples + 1` pairs.
     """
 
     def __init__(self, window_s: float = 120.0, settle_s: float = 10.0, samples: int = 60) -> None:
