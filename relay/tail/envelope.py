@@ -13,7 +13,7 @@ import libipld
 
 from relay.atproto.errors import InvalidSyntax
 from relay.atproto.frames import SEQ_MAX
-from relay.atproto.syntax import is_did, parse_datetime
+from relay.atproto.syntax import is_did, is_tid, parse_datetime
 
 # A #commit of 200 operations with the longest paths has less than this besides its blocks. Without the bound 5 MB of empty
 # arrays are decoded for 4.6 s, into 300 MB.
@@ -39,13 +39,17 @@ class Undecodable(Exception):
 class EventHead(NamedTuple):
     """An event. `kind`: commit, sync, identity, account. `did` None: it names none, and is of no use to anybody.
 
-    `time_us`: microseconds since 1970, None when it is unreadable. All of it is claimed by the producer.
+    `time_us`: microseconds since 1970, None when it is unreadable. Of a commit or sync also `rev` ('' when it is no TID), of a
+    commit `is_first` (its `since` is null) and how many `operations` it names. All of it is claimed by the producer.
     """
 
     seq: int
     kind: str
     did: str | None
     time_us: int | None
+    rev: str = ""
+    is_first: bool = False
+    operations: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +111,26 @@ def _event(kind: str, payload: dict[str, Any]) -> EventHead:
     seq = _seq(payload)
     if seq is None:
         raise Undecodable(f"a #{kind} without a usable `seq`")
-    did = payload.get("repo" if kind == "commit" else "did")
     time = payload.get("time")
-    return EventHead(
-        seq, kind, did if type(did) is str and is_did(did) else None, _time_us(time) if type(time) is str else None
-    )
+    time_us = _time_us(time) if type(time) is str else None
+    if kind == "commit":
+        did, rev, ops = payload.get("repo"), payload.get("rev"), payload.get("ops")
+        return EventHead(
+            seq,
+            kind,
+            did if type(did) is str and is_did(did) else None,
+            time_us,
+            rev if type(rev) is str and is_tid(rev) else "",
+            payload.get("since", "") is None,
+            len(ops) if type(ops) is list else 0,
+        )
+    did = payload.get("did")
+    if type(did) is not str or not is_did(did):
+        did = None
+    if kind == "sync":
+        rev = payload.get("rev")
+        return EventHead(seq, kind, did, time_us, rev if type(rev) is str and is_tid(rev) else "")
+    return EventHead(seq, kind, did, time_us)
 
 
 def _decode(frame: bytes) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -14,6 +14,9 @@ class FrameFlag(enum.IntFlag):
     """How a frame is to be treated."""
 
     PROVE_ONLY = 1  # check everything, but encode no operations: nothing of this DID is forwarded now
+    LOOK_ONLY = (
+        2  # of a DID that we do not know: check nothing, and say whether a commit writes to a `sought` collection
+    )
 
 
 class Outcome(enum.IntEnum):
@@ -31,6 +34,7 @@ class Outcome(enum.IntEnum):
     )
     BAD_FRAME = 7  # not a frame: reason. The connection is at fault
     SKIPPED = 8  # of a kind that we do not know: reason is `unknown_kind`
+    LOOKED = 9  # as LOOK_ONLY asks: `operations` of them write to a sought collection, and nothing is proved
 
 
 NO_KEY = "no_key"  # reason of INVALID: signatures are to be checked, and there is nothing to check this one with
@@ -64,7 +68,8 @@ class FrameToVerify(NamedTuple):
 class VerifyFrames(NamedTuple):
     """Verify the frames in the first `size` bytes of frame slot `slot`. `frames`: FrameToVerify as lists, in the order to keep.
 
-    `patterns`: the filter; empty: everything. `now_us`: our clock, microseconds since 1970, for revs from the future.
+    `patterns`: the filter; empty: everything. `now_us`: our clock, microseconds since 1970, for revs from the future. `sought`:
+    collections that LOOK_ONLY looks for; empty: none.
     """
 
     job: int
@@ -73,6 +78,7 @@ class VerifyFrames(NamedTuple):
     patterns: list[str]
     now_us: int
     frames: list[Any]
+    sought: list[str] = []  # noqa: RUF012  (a NamedTuple's default; nobody changes it)
 
 
 class FrameResult(NamedTuple):

@@ -46,6 +46,9 @@ class Envelope(NamedTuple):
     time_us: int | None
     offset: int
     size: int
+    rev: str = ""
+    is_first: bool = False
+    operations: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +128,7 @@ class Tailer(ServiceThread):
     """Follows one upstream from a cursor. `deliver` and `tell` are called in this thread, in stream order, and must not block.
 
     `subscribe(cursor)` makes a subscription that is not open yet (`net.subscribe.Subscription`). Every slot of `frames` must
-    hold the largest message: only what is written of a slot takes memory. After `GiveUp` was told the thread ends by itself.
+    hold the largest message: only what is written of a slot takes memory. `slots`: which of them are ours (None: all). After `GiveUp` was told the thread ends by itself.
     """
 
     def __init__(
@@ -136,6 +139,7 @@ class Tailer(ServiceThread):
         frames: Arena,
         deliver: Callable[[FrameBatch], None],
         tell: Callable[[Told], None],
+        slots: range | None = None,
         clock: Clock | None = None,
         linger_s: float = LINGER_S,
         batch_bytes: int = BATCH_BYTES,
@@ -149,7 +153,7 @@ class Tailer(ServiceThread):
         self._deliver, self._tell = deliver, tell
         self._clock = clock or SystemClock()
         self._linger_s, self._batch_bytes, self._batch_frames = linger_s, batch_bytes, batch_frames
-        self._slots = SlotAccount(range(frames.slots))
+        self._slots = SlotAccount(range(frames.slots) if slots is None else slots)
         self._state = threading.Condition()  # guards: _slots, _streams
         self._streams: set[Stream] = set()  # to be closed when we stop
         self._batch: list[Envelope] = []
@@ -284,7 +288,7 @@ class Tailer(ServiceThread):
             self._bad(message, str(exc))
             return
         if isinstance(head, EventHead):
-            seq, kind, did, time_us = head
+            seq, kind, did, time_us = head[:4]
             actions = self._reader.event(seq, time_us, now_us)
             first = actions[0]
             if isinstance(first, r.Drop):
@@ -294,7 +298,7 @@ class Tailer(ServiceThread):
                 self._ignored["no_did"] += 1
             else:
                 self._events[kind] += 1
-                self._put(message, seq, kind, did, time_us, now)
+                self._put(message, head, did, now)
             if len(actions) > 1:
                 self._do(actions[1:], None)
             return
@@ -317,7 +321,7 @@ class Tailer(ServiceThread):
         log.warning("firehose_frame_undecodable", after_seq=self._reader.newest, reason=why)
         self._do(self._reader.undecodable(why), message)
 
-    def _put(self, frame: bytes, seq: int, kind: str, did: str, time_us: int | None, now: float) -> None:
+    def _put(self, frame: bytes, head: EventHead, did: str, now: float) -> None:
         size = len(frame)
         if self._slot is not None and (
             self._size + size > self._frames.slot_bytes
@@ -331,7 +335,8 @@ class Tailer(ServiceThread):
             self._began = now
         end = self._size + size
         self._view[self._size : end] = frame
-        self._batch.append(Envelope(seq, kind, did, time_us, self._size, size))
+        seq, kind, _, time_us, rev, is_first, operations = head
+        self._batch.append(Envelope(seq, kind, did, time_us, self._size, size, rev, is_first, operations))
         self._size = end
 
     def _lease(self) -> None:

@@ -78,16 +78,28 @@ class FrameVerifier:
         self._settings = settings
         self._key = lru_cache(maxsize=KEYS_KEPT)(parse_multikey)
 
-    def verify(self, frame: bytes, envelope: FrameToVerify, wanted: NsidFilter, now_us: int) -> Verdict:
-        """Return what one frame proves. Raises nothing: whatever goes wrong with it is its outcome."""
+    def verify(
+        self,
+        frame: bytes,
+        envelope: FrameToVerify,
+        wanted: NsidFilter,
+        now_us: int,
+        sought: NsidFilter | None = None,
+    ) -> Verdict:
+        """Return what one frame proves. Raises nothing: whatever goes wrong with it is its outcome.
+
+        `sought`: collections that a frame with LOOK_ONLY is asked for.
+        """
         try:
-            return self._verify(frame, envelope, wanted, now_us)
+            return self._verify(frame, envelope, wanted, now_us, sought)
         except Exception as exc:
             # A mistake of ours. It is reported, and the frame dropped: to end here would be to meet the same frame again.
             log.error("frame_failed", did=envelope.did, seq=envelope.seq, exc_info=True)
             return _refused(envelope.seq, Outcome.INVALID, m.FAILED, f"{type(exc).__name__}: {exc}")
 
-    def _verify(self, frame: bytes, envelope: FrameToVerify, wanted: NsidFilter, now_us: int) -> Verdict:
+    def _verify(
+        self, frame: bytes, envelope: FrameToVerify, wanted: NsidFilter, now_us: int, sought: NsidFilter | None
+    ) -> Verdict:
         seq = envelope.seq
         try:
             message = parse_frame(frame, limits=self._settings.limits)
@@ -101,6 +113,8 @@ class FrameVerifier:
         if message.seq != seq or message.did != envelope.did:
             text = f"a frame of seq {message.seq} and {message.did} came as {seq} of {envelope.did}"
             return _refused(seq, Outcome.INVALID, m.WRONG_ENVELOPE, text, rev)
+        if envelope.flags & FrameFlag.LOOK_ONLY:
+            return _told(message, Outcome.LOOKED, rev=rev, operations=_writes_to(message, sought))
         try:
             return self._verdict(message, envelope, wanted, now_us)
         except _NoKey:
@@ -207,8 +221,17 @@ class _NoKey(Exception):
     """Signatures are checked, and the account has no key."""
 
 
-def _told(message: SyncMessage | AccountMessage | IdentityMessage, outcome: Outcome, **fields: Any) -> Verdict:
+def _told(
+    message: CommitMessage | SyncMessage | AccountMessage | IdentityMessage, outcome: Outcome, **fields: Any
+) -> Verdict:
     return Verdict(FrameResult(message.seq, outcome, time_us=message.time_us, **fields), b"")
+
+
+def _writes_to(message: Message, sought: NsidFilter | None) -> int:
+    """Return how many operations leave a record in one of these collections; None: in none."""
+    if sought is None or not isinstance(message, CommitMessage):
+        return 0
+    return sum(1 for op in message.ops if op.action is not Action.DELETE and sought.wants(op.collection))
 
 
 def _unprovable(message: CommitMessage, found: Unprovable) -> FrameResult:
@@ -280,9 +303,10 @@ class Verifier:
     def _verdicts(self, job: m.VerifyFrames) -> Iterator[Verdict]:
         frames = self._frames.view(job.slot, job.size)
         wanted = self._filter(tuple(job.patterns))
+        sought = self._filter(tuple(job.sought)) if job.sought else None
         for envelope in job.frames:
             frame = bytes(frames[envelope.offset : envelope.offset + envelope.length])
-            yield self._verifier.verify(frame, envelope, wanted, job.now_us)
+            yield self._verifier.verify(frame, envelope, wanted, job.now_us, sought)
 
     def _send(self, job: m.VerifyFrames, filling: _Filling, *, done: bool, cpu_s: float) -> None:
         slot: int | None = None

@@ -16,6 +16,7 @@ from relay.tail.envelope import SMALL_BYTES, ErrorHead, EventHead, InfoHead, Und
 DID = "did:plc:ewvi7nxzyoun6zhxrhs64oiz"
 TIME = "2024-01-02T03:04:05.678Z"
 TIME_US = 1704164645678000
+REV = "3l3qo2vuowo2b"
 CID = cbor2.CBORTag(42, b"\0\x01\x71\x12\x20" + bytes(32))
 
 
@@ -45,21 +46,27 @@ def test_a_commit_of_any_size_has_the_head_that_the_strict_reader_sees(size: int
     data = commit(blocks=b"\x66blocks"[:size].ljust(size, b"\x40"))
     message = parse_frame(data)
     assert isinstance(message, CommitMessage)
-    assert parse_head(data) == EventHead(message.seq, "commit", message.did, message.time_us)
+    assert parse_head(data) == EventHead(message.seq, "commit", message.did, message.time_us, message.rev, True, 1)
 
 
 @pytest.mark.parametrize("path", ["app.bsky.feed.post/fblocksZ", "com.example.fblocksA/x", "a.b.c/fblocksXXXX"])
 def test_a_path_that_looks_like_the_blocks_deceives_nobody(path: str) -> None:
     data = commit(path=path, blocks=b"y" * 300_000)
     assert isinstance(parse_frame(data), CommitMessage)
-    assert parse_head(data) == EventHead(7, "commit", DID, TIME_US)
+    assert parse_head(data) == EventHead(7, "commit", DID, TIME_US, REV, True, 1)
+
+
+@pytest.mark.parametrize("rev", [None, 7, "", "3l3qo2vuowo2", "3l3qo2vuowo2b\n", "zzzzzzzzzzzzz"])
+def test_a_rev_that_is_none_is_empty(rev: object) -> None:
+    head = parse_head(commit(rev=rev, since="3l3qo2vuowo2a", ops=[{}, {}, {}]))
+    assert head == EventHead(7, "commit", DID, TIME_US, "", False, 3)
 
 
 def test_a_sync_and_the_small_kinds() -> None:
     payload = {"seq": 8, "did": DID, "blocks": b"x" * 200, "rev": "3l3qo2vuowo2b", "time": TIME}
     data = frame({"op": 1, "t": "#sync"}, payload)
     assert isinstance(parse_frame(data), SyncMessage)
-    assert parse_head(data) == EventHead(8, "sync", DID, TIME_US)
+    assert parse_head(data) == EventHead(8, "sync", DID, TIME_US, REV)
     for kind in ("identity", "account"):
         data = frame({"op": 1, "t": f"#{kind}"}, {"seq": 9, "did": DID, "time": TIME, "active": True})
         assert parse_head(data) == EventHead(9, kind, DID, TIME_US)
@@ -147,4 +154,6 @@ def test_no_bytes_raise_anything_else(junk: bytes, place: int, value: int) -> No
         except AtprotoError:
             continue
         if isinstance(message, CommitMessage):
-            assert head == EventHead(message.seq, "commit", message.did, message.time_us)
+            is_first = message.since is None
+            told = (message.seq, "commit", message.did, message.time_us, message.rev, is_first, len(message.ops))
+            assert head == EventHead(*told)
