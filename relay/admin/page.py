@@ -127,13 +127,14 @@ def _firehose(firehose: FirehoseStatus) -> Iterable[str]:
         return  # nobody follows it
     yield _table(
         "Frames in work",
-        ("open", "from the oldest open one on", "at most", "batches waiting", "being verified", "operations buffered", "at most"),
+        ("open", "from the oldest open one on", "at most", "batches waiting", "being verified", "waiting for a key",
+         "operations buffered", "at most"),
         [
             [
                 words.count(number)
                 for number in (
                     firehose.open_frames, firehose.distance, firehose.max_open_frames, firehose.waiting_batches,
-                    firehose.verifying, firehose.buffered_operations, firehose.buffer_size,
+                    firehose.verifying, firehose.waiting_for_key, firehose.buffered_operations, firehose.buffer_size,
                 )
             ],
         ],

@@ -96,6 +96,7 @@ class Queue(enum.StrEnum):
     WORKER = "worker"
     FRAMES = "frames"  # batches of frames that were read and are not in their repos' hands yet
     VERIFY = "verify"  # frames at the verify workers
+    KEY = "key"  # frames that were checked and wait for a fresh signing key
     LIVE = "live"
     BACKFILL = "backfill"
 
@@ -205,6 +206,12 @@ class Metrics:
             "reason",
         )
         self.verify_cpu = counter("relay_verify_cpu_seconds_total", "CPU seconds of the verify workers")
+        self.key_refreshes = counter(
+            "relay_key_refreshes_total", "signing keys asked for anew after a failed signature"
+        )
+        self.reliefs = counter(
+            "relay_open_frames_reliefs_total", "repos that had to give way because their frame was the oldest open one"
+        )
         self.open_frames = gauge("relay_open_frames", "frames that are not done")
         self.cursor_distance = gauge(
             "relay_cursor_distance_frames", "frames read from the oldest open one on; bounded by max_open_frames"

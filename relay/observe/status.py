@@ -48,7 +48,8 @@ class FirehoseStatus:
 
     `lag_s`: the age of the newest event read, so in a quiet network it rises although nothing is missing. Counts are since the
     start: `events` by kind, `outcomes` of checks, `invalid` and `ignored` by reason. `distance`: frames from the oldest open one
-    on, at most `max_open_frames`. `waiting_batches`: read and not taken up; `verifying`: frames at the verify workers.
+    on, at most `max_open_frames`. `waiting_batches`: read and not taken up; `verifying`: frames at the verify workers;
+    `waiting_for_key`: frames whose signature failed, until a fresh document is read.
     """
 
     seq: int | None = None
@@ -66,6 +67,7 @@ class FirehoseStatus:
     max_open_frames: int | None = None
     waiting_batches: int | None = None
     verifying: int | None = None
+    waiting_for_key: int | None = None
     buffered_operations: int | None = None
     buffer_size: int | None = None
     connections: int | None = None

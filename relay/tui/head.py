@@ -228,6 +228,8 @@ def _tail(snapshot: StatusSnapshot, width: int) -> list[Text]:
         entries.append(_entry("batches waiting", words.count(firehose.waiting_batches)))
     if firehose.verifying is not None:
         entries.append(_entry("verifying", words.short_count(firehose.verifying)))
+    if firehose.waiting_for_key:
+        entries.append(_entry("waiting for a key", words.short_count(firehose.waiting_for_key)))
     if firehose.buffered_operations is not None:
         entries.append(_limited("buffered", firehose.buffered_operations, firehose.buffer_size))
     if number := sum(firehose.invalid.values()):
