@@ -85,6 +85,23 @@ def _sections(snapshot: StatusSnapshot) -> Iterable[str]:
         )  # fmt: skip
     yield _table("Repos", snapshot.state_counts().keys(), [[words.count(n) for n in snapshot.state_counts().values()]])
     yield from _firehose(firehose)
+    reconcile = snapshot.reconcile
+    if reconcile.hosts_total is not None:
+        yield _table(
+            "Reconcile",
+            ("running", "hosts done", "of", "silent", "repos compared", "differed", "queued", "found", "last complete"),
+            [
+                ["yes" if reconcile.running else "no"]
+                + [
+                    words.count(number)
+                    for number in (
+                        reconcile.hosts_done, reconcile.hosts_total, reconcile.hosts_failed, reconcile.compared,
+                        reconcile.differed, reconcile.queued, reconcile.found,
+                    )
+                ]
+                + [reconcile.completed_at or "never"],
+            ],
+        )  # fmt: skip
     yield _table(
         "Ingesters",
         ("address", "state", "batches in flight", "queued", "oldest unacknowledged", "delivered"),

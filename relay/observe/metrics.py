@@ -80,6 +80,15 @@ class CacheResult(enum.StrEnum):
     NEGATIVE = "negative"
 
 
+class Reconciled(enum.StrEnum):
+    """What a reconcile found of a repo; one that differs was compared too, and one that is queued differs."""
+
+    COMPARED = "compared"
+    DIFFERED = "differed"
+    QUEUED = "queued"
+    FOUND = "found"
+
+
 class ChildRole(enum.StrEnum):
     """What a child process does."""
 
@@ -216,6 +225,11 @@ class Metrics:
         self.cursor_distance = gauge(
             "relay_cursor_distance_frames", "frames read from the oldest open one on; bounded by max_open_frames"
         )
+        # Reconciles.
+        self.reconciling = gauge("relay_reconciling", "1 while listings are compared with what is stored")
+        self._reconciled = counter(
+            "relay_reconciled_repos_total", "repos that reconciles looked at, by result", "result"
+        )
         # State and trouble.
         self.checkpoint_age = gauge("relay_checkpoint_age_seconds", "since the last stored checkpoint")
         self.checkpoints = counter("relay_checkpoints_total", "stored checkpoints")
@@ -248,6 +262,8 @@ class Metrics:
             self._dropped.labels(reason)
         for result in CacheResult:
             self._identity_cache.labels(result)
+        for found in Reconciled:
+            self._reconciled.labels(found)
         for queue in Queue:
             self._queue_depth.labels(queue)
         for arena in Arena:
@@ -344,6 +360,9 @@ class Metrics:
 
     def invalid(self, reason: str, count: int = 1) -> None:
         self._invalid.labels(self.label(reason)).inc(count)
+
+    def reconciled(self, result: Reconciled, count: int = 1) -> None:
+        self._reconciled.labels(result).inc(count)
 
     def queue(self, queue: Queue, depth: int) -> None:
         self._queue_depth.labels(queue).set(depth)

@@ -145,6 +145,25 @@ class ListingView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReconcileStatus:
+    """How far the comparison with the hosts' listings is, or how the last one ended. Null numbers: none ran.
+
+    `compared` tracked repos were listed, `differed` of them have another rev or status, `queued` were marked for it, `found` DIDs
+    had no row. `completed_at`: of the last complete one, RFC 3339.
+    """
+
+    running: bool = False
+    hosts_total: int | None = None
+    hosts_done: int | None = None
+    hosts_failed: int | None = None
+    compared: int | None = None
+    differed: int | None = None
+    queued: int | None = None
+    found: int | None = None
+    completed_at: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FetchView:
     """Downloads: running now, and since the start."""
 
@@ -229,6 +248,7 @@ class StatusSnapshot:
     targets: Targets = field(default_factory=Targets)
     backlog: Backlog = field(default_factory=Backlog)
     listing: ListingView = field(default_factory=ListingView)
+    reconcile: ReconcileStatus = field(default_factory=ReconcileStatus)
     fetch: FetchView = field(default_factory=FetchView)
     workers: tuple[WorkerView, ...] = ()
     hosts: tuple[HostView, ...] = ()

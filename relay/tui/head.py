@@ -11,7 +11,7 @@ from rich.text import Text
 
 from relay.model import RepoState
 from relay.observe import words
-from relay.observe.status import FirehoseStatus, Phase, StatusSnapshot
+from relay.observe.status import FirehoseStatus, Phase, ReconcileStatus, StatusSnapshot
 from relay.tui.foreign import clean
 
 _LATE_S = 10.0  # a stream whose newest event is older than this stands out
@@ -177,6 +177,8 @@ def _activity(snapshot: StatusSnapshot, width: int) -> list[Text]:
         if listing.hosts_failed:
             line.append(f"  {words.count(listing.hosts_failed)} hosts failed", style="red")
         lines.append(line)
+    if snapshot.reconcile.running:
+        lines.extend(_reconcile(snapshot.reconcile, width))
     if fetch.active is not None:
         line = Text()
         _label(line, "fetch")
@@ -200,6 +202,20 @@ def _activity(snapshot: StatusSnapshot, width: int) -> list[Text]:
             line.append(f"{clean(reason)} {words.short_count(number)}  ")
         lines.append(line)
     return lines
+
+
+def _reconcile(reconcile: ReconcileStatus, width: int) -> list[Text]:
+    entries = [
+        _entry("hosts", f"{words.count(reconcile.hosts_done)} of {words.count(reconcile.hosts_total)}"),
+        _entry("compared", words.count(reconcile.compared)),
+        _entry("differ", words.count(reconcile.differed), "yellow" if reconcile.differed else ""),
+        _entry("queued", words.count(reconcile.queued)),
+    ]
+    if reconcile.found:
+        entries.append(_entry("found", words.count(reconcile.found)))
+    if reconcile.hosts_failed:
+        entries.append(_entry("silent hosts", words.count(reconcile.hosts_failed), "red"))
+    return _flowing("reconcile", entries, width)
 
 
 def _tail(snapshot: StatusSnapshot, width: int) -> list[Text]:

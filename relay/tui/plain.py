@@ -48,6 +48,10 @@ def progress_line(snapshot: StatusSnapshot) -> str:
             parts.append(f"{words.short_count(firehose.distance)} open frames")
         if firehose.buffered_operations:
             parts.append(f"{words.short_count(firehose.buffered_operations)} buffered")
+    reconcile = snapshot.reconcile
+    if reconcile.running:
+        hosts = f"{words.count(reconcile.hosts_done)} of {words.count(reconcile.hosts_total)} hosts"
+        parts.append(f"reconciling {hosts} ({words.count(reconcile.differed)} repos differ)")
     parts += [
         f"{words.count(number)} {name}"
         for name, number in snapshot.state_counts().items()

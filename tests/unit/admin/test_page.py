@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from relay.admin.page import render_page
-from relay.observe.status import Backlog, FirehoseStatus, Phase, StatusSnapshot, Targets
+from relay.observe.status import Backlog, FirehoseStatus, Phase, ReconcileStatus, StatusSnapshot, Targets
 
 FOLLOWED = FirehoseStatus(
     seq=12_345,
@@ -40,11 +40,12 @@ def test_a_followed_firehose_is_shown_with_what_waits_and_what_came_of_it() -> N
             operations_delivered=99_887,
             backlog=Backlog(repos=24, eta_s=61.0),
             firehose=FOLLOWED,
+            reconcile=ReconcileStatus(running=True, hosts_total=321, hosts_done=12, compared=98_765),
         )
     )
     for text in (
         "wss://relay.example", ">yes<", "12,345", "12,300", "0.5s", "812/s", "&lt;b&gt;upstream&lt;/b&gt; says", "1,234", "200,000",
-        "320", "50,000", "4,321", "4,300", "bad_signature", "77", "99,887", "1,000 of 1,024", "97.7%", ">24<", "1m01s",
+        "320", "50,000", "4,321", "4,300", "bad_signature", "77", "99,887", "1,000 of 1,024", "97.7%", ">24<", "1m01s", ">321<", "98,765",
     ):  # fmt: skip
         assert text in page, text
 
@@ -55,7 +56,7 @@ def test_what_is_not_there_has_no_table() -> None:
     )
     assert "<h2>Firehose</h2>" in page
     assert ">77<" in page
-    for title in ("Frames in work", "Frames", "Backlog", "Batch"):
+    for title in ("Frames in work", "Frames", "Backlog", "Batch", "Reconcile"):
         assert f"<h2>{title}</h2>" not in page
     assert "<h2>Batch</h2>" in _page(
         StatusSnapshot(instance="a", phase=Phase.RUNNING, targets=Targets(total=3, done=1))

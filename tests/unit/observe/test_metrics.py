@@ -21,6 +21,7 @@ from relay.observe.metrics import (
     FetchOutcome,
     Metrics,
     Queue,
+    Reconciled,
     WeightedHistogram,
 )
 from relay.tail.envelope import KINDS
@@ -79,6 +80,7 @@ def test_every_method_moves_its_series() -> None:
     metrics.count("known", "known")
     metrics.count("desyncs", "chain")
     metrics.count("again", "overflow")
+    metrics.reconciled(Reconciled.DIFFERED, 3)
     metrics.queue(Queue.STORE, 12)
     metrics.slots(Arena.CAR, 3, 24)
     metrics.error("host_down", 2)
@@ -105,6 +107,7 @@ def test_every_method_moves_its_series() -> None:
         ("relay_identity_cache_total", "hit"): 7,
         ("relay_worker_restarts_total", "worker", "signal"): 1,
         ("relay_events_total", "commit"): 2,
+        ("relay_reconciled_repos_total", "differed"): 3,
         ("relay_queue_depth", "store"): 12,
         ("relay_slots_in_use", "car"): 3,
         ("relay_slots", "car"): 24,

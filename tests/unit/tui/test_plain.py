@@ -14,6 +14,7 @@ from relay.observe.status import (
     IngesterView,
     Phase,
     Rates,
+    ReconcileStatus,
     StatusSnapshot,
     Targets,
 )
@@ -86,6 +87,8 @@ def test_a_line_tells_how_the_firehose_is_followed() -> None:
         "running, 1,200 repos synced 1.50/s, 32 to go (eta 21s), 223,456 operations 2.31k/s, 0 B 0 B/s, tail lag 0.4s 812/s, "
         "1.23k open frames, 12 buffered, 2 desynced"
     )
+    reconciling = replace(snapshot, reconcile=ReconcileStatus(running=True, hosts_total=9, hosts_done=2, differed=5))
+    assert "reconciling 2 of 9 hosts (5 repos differ)" in progress_line(reconciling)
     lost = replace(snapshot, firehose=replace(firehose, connected=False))
     assert "tail not connected" in progress_line(lost)
     assert "tail" not in progress_line(replace(snapshot, firehose=FirehoseStatus()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -22,6 +23,7 @@ from relay.observe.status import (
     ListingView,
     Phase,
     Rates,
+    ReconcileStatus,
     StatusSnapshot,
     Targets,
     WorkerView,
@@ -220,6 +222,18 @@ def test_a_large_terminal_shows_what_came_of_the_frames() -> None:
         assert word in text, word
     assert "read: account" not in text  # none came
     assert "checked: invalid" not in text  # it stands there by reason
+
+
+def test_a_reconcile_that_runs_is_shown() -> None:
+    reconcile = ReconcileStatus(
+        running=True, hosts_total=320, hosts_done=12, hosts_failed=1, compared=1_234_567, differed=3
+    )
+    text = "\n".join(_screen(replace(_live(), reconcile=reconcile), 80, 24))
+    assert "reconcile hosts 12 of 320  compared 1,234,567  differ 3" in text
+    assert "silent hosts 1" in text
+    assert "reconcile" not in "\n".join(
+        _screen(replace(_live(), incidents=(), reconcile=replace(reconcile, running=False)), 80, 24)
+    )
 
 
 def test_a_stream_that_is_lost_says_why() -> None:
