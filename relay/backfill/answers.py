@@ -38,6 +38,12 @@ def identity_of(answer: m.Resolved) -> Identity | None:
     )
 
 
+def usable_identity(answer: m.Resolved) -> Identity | None:
+    """Return what a document said if it names a PDS and a signing key."""
+    identity = identity_of(answer)
+    return identity if identity is not None and identity.pds and identity.signing_key else None
+
+
 def identity_failure(did: str, answer: m.Resolved) -> Failure:
     """Return why nothing can be fetched with this answer: no document, or one without a PDS or a signing key."""
     if answer.reason is not None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from relay.backfill.downloads import Downloads
-from relay.backfill.snapshots import Snapshots, status_differs
+from relay.backfill.snapshots import Snapshots
 from relay.backfill.totals import Totals
 from relay.backfill.verifying import WorkerSeats
 from relay.backfill.work import Stage, Work, Works
 from relay.model import Identity, RepoState
 from relay.net.gate import HostGate
 from relay.observe.log import get_logger
+from relay.repos import live_events as e
 from relay.repos.failures import Failure, RetryPolicy, judge
 from relay.repos.keeper import Keeper
 from relay.repos.lifecycle import Event
@@ -63,40 +64,57 @@ class Endings:
             "repo_attempt_failed", did=work.did, host=work.host, reason=verdict.reason, attempts=verdict.attempts,
             outcome=verdict.event.value, error=failure.text,
         )  # fmt: skip
-        row.attempts, row.next_attempt_at = verdict.attempts, verdict.next_attempt_at
-        self._end(work, verdict.event, verdict.reason, failure.text, work.identity)
+        row.attempts, row.next_attempt_at, row.last_error = verdict.attempts, verdict.next_attempt_at, failure.text
+        self._end(work, verdict.event, verdict.reason, work.identity)
 
     def not_active(self, work: Work, status: str, text: str) -> None:
         """Its host says that the account is not active: no failure; told to the ingesters when it differs."""
-        row = work.row
-        was = row.state
-        self._keeper.apply(row, Event.NOT_ACTIVE, status or "inactive", text)
-        row.attempts, row.check_due = 0, None
-        if was is not RepoState.INACTIVE:
+        row, resident = work.row, work.resident
+        was_inactive = row.state is RepoState.INACTIVE
+        row.attempts, row.last_error = 0, text or None
+        self.stop(work)
+        self._keeper.feed(resident, e.CheckAnswered(mark=work.check_mark))
+        if not self._snapshots.learnt_status(work, active=False, status=status):
+            # Void: an `#account` came since we asked. If that did not end the fetch, it is not of this state any more.
+            self._keeper.feed(resident, e.FetchFailed(fetch=work.fetch, outcome=Event.RELEASED, reason="status_void"))
+        elif not was_inactive:
             self._totals.inactive += 1
-        if status_differs(row, active=False, status=status):
-            self._snapshots.set_status_to_tell(row, active=False, status=status)
-        self.free_car(work)
-        self._snapshots.end_with_status(work)
+        self._leave(work)
 
     def release(self, work: Work, identity: Identity | None) -> None:
         """Not its fault: pending again, as it was."""
-        self._end(work, Event.RELEASED, work.row.reason, None, identity)
+        work.row.last_error = None
+        self._end(work, Event.RELEASED, work.reason, identity)
+
+    def stop(self, work: Work) -> None:
+        """Its machine has no use for it any more, or we know so: nothing more of it is made or sent."""
+        if work.over:
+            return
+        work.over = True
+        self._snapshots.abandon(work)
+        if work.stage is Stage.VERIFYING and not work.produced:
+            self._seats.cancel(work)
+
+    def stopped_by_machine(self, work: Work) -> None:
+        """Stop it; what happened is stored already."""
+        self.stop(work)
+        if work.dead:
+            letters, work.dead = work.dead, []
+            self._keeper.store_letters(letters)
+        self._leave(work)
 
     def finished(self, work: Work) -> None:
-        """Its last state is stored."""
-        if work.row.state is RepoState.SYNCED:
-            crash_point(CrashPoint.SYNCED_STORED)
-            self._totals.synced += 1
-            self._totals.records += work.verified.records if work.verified is not None else 0
-            log.debug("repo_synced", did=work.did, host=work.host, rev=work.row.rev, records=work.row.records)
-        self._keeper.forget(work.row)
+        """That its snapshot was delivered is stored."""
+        crash_point(CrashPoint.SYNCED_STORED)
+        self._totals.synced += 1
+        self._totals.records += work.verified.records if work.verified is not None else 0
+        log.debug("repo_synced", did=work.did, host=work.host, rev=work.row.rev, records=work.row.records)
         self.give_back(work)
 
     def give_back(self, work: Work) -> None:
         """Nobody has anything of it in hand any more."""
         self.free_car(work)
-        self._works.pop(work.number, None)
+        self._works.end(work)
 
     def free_car(self, work: Work) -> None:
         """Its CAR is not needed any more."""
@@ -107,19 +125,19 @@ class Endings:
             Path(work.spool).unlink(missing_ok=True)
             work.spool = None
 
-    def _end(self, work: Work, event: Event, reason: str | None, text: str | None, identity: Identity | None) -> None:
-        self._snapshots.abandon(work)
-        in_worker = work.stage is Stage.VERIFYING and not work.produced
-        if in_worker:
-            self._seats.cancel(work)
-        work.over = True
-        self._keeper.apply(work.row, event, reason, text)
-        row = work.row
-        self._keeper.store(
-            row,
+    def _end(self, work: Work, event: Event, reason: str | None, identity: Identity | None) -> None:
+        self.stop(work)
+        self._keeper.feed(
+            work.resident,
+            e.FetchFailed(fetch=work.fetch, outcome=event, reason=reason),
             identity=identity if work.identity_is_new else None,
             dead=work.dead,
-            then=lambda _state: self._keeper.forget(row),
         )
+        self._leave(work)
+
+    def _leave(self, work: Work) -> None:
+        """It is over: give back what nobody else has in hand."""
+        self._snapshots.landed(work)
+        in_worker = work.stage is Stage.VERIFYING and not work.produced
         if not in_worker and work.stage is not Stage.FETCHING:
             self.give_back(work)

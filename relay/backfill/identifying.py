@@ -7,22 +7,23 @@ kept as suspected until the document has been asked for.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 from relay.backfill import messages as m
-from relay.backfill.answers import identity_failure, identity_of
+from relay.backfill.answers import identity_failure, identity_of, usable_identity
 from relay.backfill.downloads import Downloads
 from relay.backfill.endings import Endings
 from relay.backfill.resolving import ResolveQueue
 from relay.backfill.totals import Totals
 from relay.backfill.work import Stage, Work, Works
 from relay.errors import Blame
-from relay.model import Identity
+from relay.model import Identity, RepoState
 from relay.observe.log import get_logger
+from relay.repos import live_events as e
 from relay.repos.failures import Failure, RetryPolicy, judge
-from relay.repos.keeper import Keeper
+from relay.repos.keeper import Keeper, Resident
 from relay.repos.lifecycle import Event
 from relay.runtime.clock import Clock
-from relay.store.repos import RepoRow
 
 log = get_logger(__name__)
 
@@ -43,11 +44,13 @@ class Identifying:
         policy: RetryPolicy,
         clock: Clock,
         totals: Totals,
+        claim: Callable[[Resident, Identity], bool],
     ) -> None:
         self._works, self._resolves, self._keeper = works, resolves, keeper
-        self._downloads, self._endings = downloads, endings
+        self._downloads, self._endings, self._claim = downloads, endings, claim
         self._policy, self._clock, self._totals = policy, clock, totals
         self.waiting = 0  # claimed works that wait for their identity
+        self._discovered: set[str] = set()  # being looked up for the first time
 
     def is_fresh(self, work: Work) -> bool:
         """Was its identity looked up a moment ago, so that asking again would tell nothing new?"""
@@ -62,24 +65,79 @@ class Identifying:
         self.waiting += 1
         self._resolves.ask(work.did, force=force, then=functools.partial(self._work_answered, work))
 
-    def ask_for_row(self, row: RepoRow) -> None:
+    def ask_for_host(self, resident: Resident) -> None:
         """Look the host of a discovered repo up."""
-        self._resolves.ask(row.did, force=bool(row.attempts), then=functools.partial(self._row_answered, row))
-
-    def _row_answered(self, row: RepoRow, answer: m.Resolved) -> None:
-        """The first resolution of a discovered repo."""
-        if self._keeper.rows.get(row.did) is not row:
+        if resident.did in self._discovered:
             return
-        now = self._clock.now()
-        identity = identity_of(answer)
-        if identity is not None and identity.pds and identity.signing_key:
-            row.host, row.next_attempt_at, row.attempts = identity.pds, now, 0
-            self._keeper.apply(row, Event.RESOLVED)
-            self._keeper.store(row, identity=identity, then=lambda _state: self._keeper.forget(row))
+        self._discovered.add(resident.did)
+        self._keeper.hold(resident)
+        self._resolves.ask(
+            resident.did, force=bool(resident.row.attempts), then=functools.partial(self._host_answered, resident)
+        )
+
+    def look_up(self, resident: Resident) -> None:
+        """Read the document past every cache, because the stream says that it has changed, or that we know nothing of the DID."""
+        self._keeper.hold(resident)
+        self._resolves.ask(resident.did, force=True, then=functools.partial(self._document_answered, resident))
+
+    def resolve(self, resident: Resident, then: Callable[[Identity | None], None]) -> None:
+        """Read the document past every cache for somebody who needs the key: `then` gets it, None if there is none."""
+
+        def answered(answer: m.Resolved) -> None:
+            identity = usable_identity(answer)
+            if identity is not None:
+                self._learn(resident, identity)
+            self._keeper.release(resident)
+            then(identity)
+
+        self._keeper.hold(resident)
+        self._resolves.ask(resident.did, force=True, then=answered)
+
+    def _document_answered(self, resident: Resident, answer: m.Resolved) -> None:
+        identity = usable_identity(answer)
+        if identity is None:
+            self._keeper.feed(resident, e.IdentityFailed())
+        else:
+            self._learn(resident, identity)
+        self._keeper.release(resident)
+
+    def _learn(self, resident: Resident, identity: Identity) -> None:
+        """A document was read: whoever asked, its repo's machine is told."""
+        assert identity.pds is not None
+        resident.identity = identity
+        moved = resident.row.host != identity.pds
+        if moved and resident.row.host is not None:
+            log.info("repo_moved", did=resident.did, host=resident.row.host, to=identity.pds)
+        resident.row.host = identity.pds
+        if moved:
+            self._keeper.feed(resident, e.ColumnsChanged())
+        self._keeper.feed(
+            resident,
+            e.IdentityLearnt(handle=identity.handle, pds=identity.pds, time_us=int(identity.resolved_at * 1e6)),
+            identity=identity,
+        )
+
+    def _host_answered(self, resident: Resident, answer: m.Resolved) -> None:
+        """The first resolution of a discovered repo."""
+        self._discovered.discard(resident.did)
+        self._first_answer(resident, answer)
+        self._keeper.release(resident)
+
+    def _first_answer(self, resident: Resident, answer: m.Resolved) -> None:
+        row, now = resident.row, self._clock.now()
+        if row.state is not RepoState.DISCOVERED:
+            return  # the stream was quicker
+        identity = usable_identity(answer)
+        if identity is not None:
+            row.next_attempt_at, row.attempts = now, 0
+            self._learn(resident, identity)
+            self._claim(resident, identity)
             return
         if answer.reason == "did_tombstoned":
-            work = self._works.new(row, self._clock.monotonic())
-            self._endings.not_active(work, "deleted", answer.text or "")
+            row.attempts, row.last_error = 0, answer.text
+            status = e.StatusLearnt(active=False, status="deleted", time_us=int(now * 1e6), asked_before_event=False)
+            self._totals.inactive += 1
+            self._keeper.feed(resident, status)
             return
         failure = identity_failure(row.did, answer)
         verdict = judge(
@@ -87,9 +145,10 @@ class Identifying:
         )
         is_last = verdict.event is Event.GAVE_UP
         self._totals.failed(now, row.did, verdict.reason, failure.text, is_last=is_last)
-        row.attempts, row.next_attempt_at = verdict.attempts, verdict.next_attempt_at
-        self._keeper.apply(row, verdict.event, verdict.reason, failure.text)
-        self._keeper.store(row, identity=identity, then=lambda _state: self._keeper.forget(row))
+        row.attempts, row.next_attempt_at, row.last_error = verdict.attempts, verdict.next_attempt_at, failure.text
+        self._keeper.feed(
+            resident, e.LookupFailed(outcome=verdict.event, reason=verdict.reason), identity=identity_of(answer)
+        )
 
     def _work_answered(self, work: Work, answer: m.Resolved) -> None:
         self.waiting -= 1
@@ -105,7 +164,8 @@ class Identifying:
                 return self._endings.fail(work, suspected)
             return self._endings.fail(work, identity_failure(work.did, answer))
         before, work.identity, work.identity_is_new = work.identity, identity, True
-        if identity.pds != work.row.host:
+        work.resident.identity = identity
+        if identity.pds != work.host:
             # Another host has other limits: the repo waits there for its turn.
             log.info("repo_moved", did=work.did, host=work.host, to=identity.pds)
             work.row.host = identity.pds

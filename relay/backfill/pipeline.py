@@ -18,22 +18,24 @@ from relay.backfill.downloads import Downloads
 from relay.backfill.endings import Endings
 from relay.backfill.identifying import Identifying
 from relay.backfill.resolving import ResolveQueue
-from relay.backfill.snapshots import Outlet, Snapshots, status_is_untold
+from relay.backfill.snapshots import Outlet, Snapshots
 from relay.backfill.spool import spool_name
 from relay.backfill.totals import Totals
 from relay.backfill.verifying import WorkerSeats
 from relay.backfill.work import Stage, Work, Works
 from relay.errors import Blame
 from relay.ipc.arena import Arena, SlotAccount
-from relay.model import Identity, OpType, Source
+from relay.model import Identity, OpType, RepoState, Source
 from relay.net.bucket import TokenBucket
 from relay.net.gate import HostGate
 from relay.net.hosts import Outcome
 from relay.observe.log import get_logger
 from relay.observe.metrics import FetchOutcome, Metrics
+from relay.repos import live_events as e
 from relay.repos.failures import Failure, RetryPolicy
-from relay.repos.keeper import Keeper
+from relay.repos.keeper import Keeper, Resident
 from relay.runtime.clock import Clock
+from relay.runtime.crashpoint import CrashPoint, crash_point
 from relay.store.repos import RepoRow
 
 log = get_logger(__name__)
@@ -56,7 +58,10 @@ class Children(Protocol):
 
 
 class Pipeline:
-    """See the module. `covers` is the canonical filter text; `patterns` the same as the workers get it."""
+    """See the module. `room`: repos claimed and not yet downloading, at most, `per_host` of them of one host.
+
+    It carries out what the keeper's machines ask for in the matter of fetching (`relay.repos.keeper.Fetching`).
+    """
 
     def __init__(
         self,
@@ -70,9 +75,10 @@ class Pipeline:
         operations: Arena,
         worker_seats: int,
         clock: Clock,
-        patterns: tuple[str, ...],
         policy: RetryPolicy,
         parallel: int,
+        room: int,
+        per_host: int,
         fresh_identity_s: float,
         fetch_timeout_s: float,
         verify_signatures: bool,
@@ -82,12 +88,13 @@ class Pipeline:
     ) -> None:
         self._spool_dir, self._metrics = spool_dir, metrics
         self._keeper, self._children, self._hosts, self._clock = keeper, children, hosts, clock
-        self._patterns, self._policy = list(patterns), policy
+        self._policy, self._room, self._per_host = policy, room, per_host
         self._fresh_identity_s, self._fetch_timeout_s = fresh_identity_s, fetch_timeout_s
         self._verify_signatures = verify_signatures
         self.totals = Totals()
-        self.works = Works()
+        self.works = Works(keeper)
         self._accepting = True
+        self._claiming = 0  # direct claims that are not stored yet
         self.resolves = ResolveQueue(children.send_fetch, directory, in_flight=RESOLVES_IN_FLIGHT)
         self.downloads = Downloads(hosts, SlotAccount(range(cars.slots)), children.send_fetch, parallel=parallel)
         self.seats = WorkerSeats(worker_seats, operations.slots // worker_seats, children.send_worker)
@@ -97,7 +104,6 @@ class Pipeline:
             self.seats,
             operations,
             clock,
-            covers=",".join(patterns),
             max_retries=policy.max_retries,
             copied=copied,
             give_up=lambda work, failure: self._endings.fail(work, failure),
@@ -123,16 +129,17 @@ class Pipeline:
             policy=policy,
             clock=clock,
             totals=self.totals,
+            claim=self._claim_directly,
         )
         self._checks = Checks(
             self.works,
             keeper=keeper,
             downloads=self.downloads,
             endings=self._endings,
+            snapshots=self.snapshots,
             hosts=hosts,
             policy=policy,
             clock=clock,
-            totals=self.totals,
             send=children.send_fetch,
         )
 
@@ -141,48 +148,93 @@ class Pipeline:
     def claimed(self, rows: Iterable[RepoRow], identities: Mapping[str, Identity]) -> None:
         """Take rows that were just stored as active, with what is known of their identities."""
         now = self._clock.now()
-        for row in self._keeper.claimed(rows):
-            work = self.works.new(row, self._clock.monotonic())
-            identity = identities.get(row.did)
+        for resident in self._keeper.claimed(rows, identities):
+            work = self.works.new(resident, self._clock.monotonic())
+            self._keeper.release(resident)
+            identity = resident.identity
             if not self._accepting:
                 self._endings.release(work, None)
             elif (
                 identity is None
-                or row.attempts
-                or identity.pds != row.host
+                or resident.row.attempts
+                or identity.pds != resident.row.host
                 or now - identity.resolved_at > self._fresh_identity_s
             ):
                 # Also before every retry: a key or a PDS that changed explains many failures.
-                self._identify(work, force=bool(row.attempts))
+                self._identify(work, force=bool(resident.row.attempts))
             else:
                 work.identity = identity
                 self.downloads.add(work)
 
     def discovered(self, rows: Iterable[RepoRow]) -> None:
         """Take rows whose host is not known yet."""
-        for row in self._keeper.adopt(rows):
-            if not self._accepting:
-                self._keeper.forget(row)
-                continue
-            self._identifying.ask_for_row(row)
+        if self._accepting:
+            for resident in self._keeper.take(rows):
+                self._identifying.ask_for_host(resident)
+                self._keeper.release(resident)
 
     def tell_again(self, rows: Iterable[RepoRow]) -> None:
-        """Take rows with a status that was stored, and of whose telling no ingester has said a word."""
-        for row in self._keeper.adopt(rows):
-            if not status_is_untold(row):
-                self._keeper.forget(row)
-                continue
-            work = self.works.new(row, self._clock.monotonic())
-            self.snapshots.end_with_status(work)
+        """Take rows with a status or an identity that was stored, and of whose telling no ingester has said a word."""
+        for resident in self._keeper.take(rows):  # that is what their machines begin with
+            self._keeper.release(resident)
 
     def check(self, rows: Iterable[RepoRow]) -> None:
         """Take rows with a check due: ask their host for the newest rev, or the status."""
-        fresh = self._keeper.adopt(rows)
         if self._accepting:
-            self._checks.begin(fresh)
-            return
-        for row in fresh:
-            self._keeper.forget(row)
+            residents = self._keeper.take(rows)
+            self._checks.begin(residents)
+            for resident in residents:
+                self._keeper.release(resident)
+
+    def _claim_directly(self, resident: Resident, identity: Identity) -> bool:
+        """A discovered repo has just been resolved: where its host has room it need not wait for a claim from the database."""
+        row, downloads = resident.row, self.downloads
+        host = row.host or ""
+        if (
+            not self._accepting
+            or row.state is not RepoState.PENDING
+            or downloads.queued + self._identifying.waiting + self._claiming >= self._room
+            or downloads.queued_of(host) >= self._per_host
+            or self._hosts.ready_in_s(host) > 0
+        ):
+            return False
+        self._claiming += 1
+
+        def claimed(_state: RepoState | None) -> None:
+            self._claiming -= 1
+            crash_point(CrashPoint.CLAIM_STORED)
+            if work.over:
+                return
+            if self._accepting:
+                self.downloads.add(work)
+            else:
+                self._endings.release(work, None)
+
+        self._keeper.feed(resident, e.Claimed(), is_urgent=True, then=claimed)
+        work = self.works.new(resident, self._clock.monotonic())
+        work.identity = identity
+        return True
+
+    # --- what the machines ask for ------------------------------------------------------------------------------------------
+
+    def send_snapshot(self, resident: Resident, fetch: int) -> None:
+        if (work := self.works.of_fetch(resident.did, fetch)) is not None:
+            self.snapshots.send(work)
+
+    def refuse_snapshot(self, resident: Resident, fetch: int, reason: str) -> None:
+        if (work := self.works.of_fetch(resident.did, fetch)) is not None:
+            self.snapshots.refuse(work, reason)
+
+    def stop_snapshot(self, resident: Resident, fetch: int) -> None:
+        if (work := self.works.of_fetch(resident.did, fetch)) is not None:
+            self._endings.stopped_by_machine(work)
+
+    def look_up(self, resident: Resident) -> None:
+        self._identifying.look_up(resident)
+
+    def resolve(self, resident: Resident, then: Callable[[Identity | None], None]) -> None:
+        """Read a DID document past every cache, for its key."""
+        self._identifying.resolve(resident, then)
 
     def child_said(self, role: str, seat: int, message: Any) -> None:
         """Take a message of a fetch child or worker."""
@@ -394,7 +446,7 @@ class Pipeline:
             spool=work.spool,
             size=work.size,
             key=identity.signing_key if self._verify_signatures else None,
-            patterns=self._patterns,
+            patterns=list(work.wanted.patterns),
             source=int(Source.RESYNC if row.touched else Source.BACKFILL),
             time_us=work.fetched_at_us,
             active=True,

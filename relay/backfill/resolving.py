@@ -19,6 +19,9 @@ class _Lookup:
     waiting: list[Callable[[Resolved], None]] = field(default_factory=list)
     sent: bool = False
     seat: int = -1
+    again: list[Callable[[Resolved], None]] = field(
+        default_factory=list
+    )  # asked past every cache while this was on its way
 
 
 class ResolveQueue:
@@ -47,12 +50,16 @@ class ResolveQueue:
         return self._in_flight
 
     def ask(self, did: str, *, force: bool, then: Callable[[Resolved], None]) -> None:
+        """`force`: past every cache, and not with an answer to an earlier question."""
         lookup = self._lookups.get(did)
         if lookup is None:
             lookup = self._lookups[did] = _Lookup(force)
             self._queue.append(did)
         elif not lookup.sent:
             lookup.force |= force
+        elif force:
+            lookup.again.append(then)
+            return
         lookup.waiting.append(then)
 
     def pump(self, now: float) -> float | None:
@@ -85,6 +92,9 @@ class ResolveQueue:
             self.limited_total += 1
             self.limited_s += until - max(self._silent_until, now)
             self._silent_until = until
+        if lookup.again:
+            self._lookups[message.did] = _Lookup(force=True, waiting=lookup.again)
+            self._queue.append(message.did)
         for then in lookup.waiting:
             then(message)
 

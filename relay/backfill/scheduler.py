@@ -168,7 +168,7 @@ class Scheduler:
             return
 
         def found(rows: list[RepoRow]) -> None:
-            new = [row for row in rows if row.did not in self._keeper.rows]
+            new = [row for row in rows if not self._keeper.is_busy(row.did)]
             # Those that are in work are discovered in the database until they are stored.
             if not new:
                 self._next["discovered"] = self._clock.monotonic() + LOOK_EVERY_S

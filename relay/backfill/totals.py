@@ -15,7 +15,6 @@ class Totals:
     __slots__ = (
         "bytes_fetched",
         "cpu_s",
-        "desyncs",
         "failures",
         "fetch_outcomes",
         "fetch_s",
@@ -34,7 +33,6 @@ class Totals:
         self.records = self.bytes_fetched = self.resolved = 0
         self.cpu_s = self.fetch_s = 0.0
         self.failures: Counter[str] = Counter()
-        self.desyncs: Counter[str] = Counter()  # synced repos that a check made pending again, by reason
         self.identity_cache: Counter[str] = Counter()  # lookups, by identity.resolver.Result
         self.fetch_outcomes: Counter[str] = Counter()
         self.made: Counter[tuple[OpType, Source]] = Counter()  # operations of verified snapshots, sent or not

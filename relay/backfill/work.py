@@ -6,9 +6,11 @@ import enum
 from collections import deque
 from dataclasses import dataclass, field
 
+from relay.atproto.nsid_filter import NsidFilter
 from relay.backfill.messages import OperationsReady, Verified
 from relay.model import Identity
 from relay.repos.failures import Failure
+from relay.repos.keeper import Keeper, Resident
 from relay.store.dead_letters import DeadLetter
 from relay.store.repos import RepoRow
 
@@ -27,11 +29,17 @@ class Stage(enum.StrEnum):
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Work:
-    """A claimed repo. `number` names it to the children; the same DID claimed again is another Work."""
+    """A claimed repo. `number` names it to the children, `fetch` to its machine; the same DID claimed again is another Work."""
 
     number: int
-    row: RepoRow
+    resident: Resident
+    host: str  # as its row named it when this began: the row may learn of a move meanwhile
+    wanted: NsidFilter  # in force when it began
     claimed_at: float  # monotonic seconds
+    reason: str | None = None  # why it was pending
+    fetch: int = 0
+    account_events: int = 0  # `#account` frames of the DID before we asked its host anything
+    check_mark: int = 0  # newest mark for a check before that
     stage: Stage = Stage.RESOLVING
     identity: Identity | None = None
     identity_is_new: bool = False  # resolved for this very work: asking again would tell nothing new
@@ -45,7 +53,6 @@ class Work:
     size: int = 0  # CAR bytes
     seat: int | None = None  # of the fetch child or worker that has its job
     verified: Verified | None = None
-    check_later: bool = False  # taken although older than the newest rev heard
     begun: bool = False  # REPO_BEGIN and its rev are stored: operations may go
     held: deque[OperationsReady] = field(default_factory=deque)
     produced: bool = False  # the worker is through with it
@@ -54,26 +61,58 @@ class Work:
     operations: int = 0
     dead: list[DeadLetter] = field(default_factory=list)
     over: bool = False  # given up or finished: late messages about it mean nothing
+    landed: bool = False  # its machine knows that nothing of it is on its way any more
+
+    @property
+    def row(self) -> RepoRow:
+        return self.resident.row
 
     @property
     def did(self) -> str:
-        return self.row.did
-
-    @property
-    def host(self) -> str:
-        return self.row.host or ""
+        return self.resident.row.did
 
 
 class Works(dict[int, Work]):
-    """Works by their number. One leaves when nobody has anything of it in hand any more."""
+    """Works by their number. One leaves when nobody has anything of it in hand any more; until then its repo stays in memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, keeper: Keeper) -> None:
         super().__init__()
+        self._keeper = keeper
         self._next_number = 1
+        self._fetches: dict[str, Work] = {}  # the newest claim of each DID
 
-    def new(self, row: RepoRow, now: float, *, stage: Stage = Stage.RESOLVING, is_check: bool = False) -> Work:
+    def new(self, resident: Resident, now: float, *, stage: Stage = Stage.RESOLVING, is_check: bool = False) -> Work:
         """Add a work with the next number; `now` is monotonic seconds."""
-        work = Work(number=self._next_number, row=row, claimed_at=now, stage=stage, is_check=is_check)
+        life = resident.life
+        work = Work(
+            number=self._next_number,
+            resident=resident,
+            host=resident.row.host or "",
+            wanted=self._keeper.wanted,
+            claimed_at=now,
+            reason=resident.row.reason,
+            fetch=life.fetch,
+            account_events=life.account_events,
+            check_mark=life.check_mark,
+            stage=stage,
+            is_check=is_check,
+        )
         self._next_number += 1
         self[work.number] = work
+        if not is_check:
+            self._fetches[work.did] = work
+        self._keeper.hold(resident)
         return work
+
+    def of_fetch(self, did: str, fetch: int) -> Work | None:
+        """Return the work that its machine knows as `fetch`, if it is not over."""
+        work = self._fetches.get(did)
+        return work if work is not None and work.fetch == fetch and not work.over else None
+
+    def end(self, work: Work) -> None:
+        """Nobody has anything of it in hand any more. Once or again."""
+        if self.pop(work.number, None) is None:
+            return
+        if self._fetches.get(work.did) is work:
+            del self._fetches[work.did]
+        self._keeper.release(work.resident)

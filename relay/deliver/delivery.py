@@ -111,9 +111,16 @@ class Delivery:
         """Would `offer` take a segment of this DID? When not, `on_room` is called once it would."""
         return self._senders[self._routes.address_of(did)].has_room(lane)
 
-    def discard(self, did: str) -> list[Segment]:
-        """Take back what is queued of a DID and was never written: live first, each lane in order. The rest will be acknowledged."""
-        return self._senders[self._routes.address_of(did)].discard(did)
+    def discard(self, did: str, lane: Lane, chosen: Callable[[Segment], bool] | None = None) -> list[Segment]:
+        """Take back what is queued of a DID in a lane and was never written, in order; the rest will be acknowledged.
+
+        `chosen`: only the segments that it says yes to.
+        """
+        return self._senders[self._routes.address_of(did)].discard(did, lane, chosen)
+
+    def is_full(self, lane: Lane = Lane.LIVE) -> bool:
+        """Does no ingester's queue take anything more in this lane?"""
+        return not any(sender.has_room(lane) for sender in self._senders.values())
 
     def drain(self, deadline: float) -> bool:
         """Send what is queued without waiting for full batches, and wait until all is acknowledged, at most until `deadline`

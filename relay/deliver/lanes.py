@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from relay.deliver.segment import Segment
 from relay.model import Lane
@@ -120,16 +120,16 @@ class Lanes:
             queue.extendleft(reversed(stays))
         return taken
 
-    def discard(self, did: str) -> list[Segment]:
-        """Take out and return everything of one DID, live first, each lane in order."""
+    def discard(self, did: str, lane: Lane, chosen: Callable[[Segment], bool] | None = None) -> list[Segment]:
+        """Take out and return what one DID has in a lane, in order; with `chosen` only what it says yes to."""
         gone: list[Segment] = []
         if did in self._segments_of:
-            for queue in (self._live, self._backfill):
-                for _ in range(len(queue)):
-                    if queue[0].did == did:
-                        gone.append(self._pop(queue))
-                    else:
-                        queue.append(queue.popleft())
+            queue = self._live if lane is Lane.LIVE else self._backfill
+            for _ in range(len(queue)):
+                if queue[0].did == did and (chosen is None or chosen(queue[0])):
+                    gone.append(self._pop(queue))
+                else:
+                    queue.append(queue.popleft())
         return gone
 
     def _next_queue(self) -> deque[Segment] | None:

@@ -121,9 +121,9 @@ class Sender(ServiceThread):
             self._wants_room.add(lane)
             return False
 
-    def discard(self, did: str) -> list[Segment]:
+    def discard(self, did: str, lane: Lane, chosen: Callable[[Segment], bool] | None = None) -> list[Segment]:
         with self._lock:
-            gone = self._outbox.lanes.discard(did)
+            gone = self._outbox.lanes.discard(did, lane, chosen)
             if self._outbox.is_idle:
                 self._idle.notify_all()
         self._tell_room()

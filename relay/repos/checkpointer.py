@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from relay.errors import StoreAway, StoreFenced
@@ -18,7 +18,7 @@ from relay.model import Identity, RepoState
 from relay.observe.log import get_logger
 from relay.runtime.backoff import Backoff
 from relay.runtime.service import ServiceThread
-from relay.store import dead_letters, identities, repos
+from relay.store import dead_letters, identities, incidents, partitions, repos
 from relay.store.dead_letters import DeadLetter
 from relay.store.pool import Database
 from relay.store.repos import RepoRow
@@ -32,14 +32,35 @@ SHORTEST_INTERVAL_S = 0.01
 MAX_CHANGES = 4000
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CursorChange:
+    """How far the stream is done; counts in the sequence of `upstream`. `time_us`: of the cursor's event."""
+
+    upstream: str
+    seq: int
+    time_us: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IncidentChange:
+    """An incident to be opened: stored no later than a cursor that is put after it."""
+
+    kind: str
+    text: str
+    at: float
+
+
 @dataclass(slots=True, kw_only=True)
 class Change:
     """Something to store, all of it in one transaction. `then` is called (by the keeper's thread) when it is.
 
-    `row` is copied when the change is put, so the keeper may go on changing its own.
+    `row` is copied when the change is put, so the keeper may go on changing its own. `is_new`: it may have no row yet.
     """
 
     row: RepoRow | None = None
+    is_new: bool = False
+    cursor: CursorChange | None = None
+    incident: IncidentChange | None = None
     identity: Identity | None = None
     dead: list[DeadLetter] = field(default_factory=list)
     operations: int = 0
@@ -146,14 +167,37 @@ class Checkpointer(ServiceThread):
                 return
 
     def _store(self, batch: Sequence[Change]) -> dict[str, RepoState]:
-        # Of several changes of one repo in a batch the last row has them all.
-        rows = {change.row.did: change.row for change in batch if change.row is not None}
+        rows = last_rows(batch)
         known = {change.identity.did: change.identity for change in batch if change.identity is not None}
         dead = [letter for change in batch for letter in change.dead]
+        new = {change.row.did for change in batch if change.row is not None and change.is_new}
+        cursors = [change.cursor for change in batch if change.cursor is not None]
         with self._database.transaction("checkpoint", epoch=self._epoch()) as cursor:
+            for change in batch:
+                if change.incident is not None:
+                    incidents.open_incident(cursor, change.incident.kind, change.incident.text, change.incident.at)
+            if new:
+                repos.insert_streamed(cursor, [rows[did] for did in sorted(new)])
             corrected = repos.store_rows(cursor, [rows[did] for did in sorted(rows)]) if rows else []
             if known:
                 identities.upsert_many(cursor, [known[did] for did in sorted(known)])
             if dead:
                 dead_letters.add_many(cursor, dead)
+            if cursors:
+                partitions.store_cursor(cursor, cursors[-1].upstream, cursors[-1].seq, cursors[-1].time_us)
         return dict(corrected)
+
+
+def last_rows(changes: Iterable[Change]) -> dict[str, RepoRow]:
+    """Return the row to be written of each DID: of several changes of one repo the last has them all.
+
+    Which mark for a check it had seen in the database is what the first of them had.
+    """
+    rows: dict[str, RepoRow] = {}
+    for change in changes:
+        row = change.row
+        if row is not None:
+            if (earlier := rows.get(row.did)) is not None:
+                row.seen_check_due = earlier.seen_check_due
+            rows[row.did] = row
+    return rows

@@ -78,5 +78,10 @@ def judge(
     attempts += 1
     if attempts > policy.max_retries:
         return Verdict(event=Event.GAVE_UP, reason=failure.reason, attempts=attempts, next_attempt_at=now)
-    wait = max(delay_s(attempts - 1, policy.first_delay_s, RETRY_LIMIT_S), failure.retry_after_s or 0.0)
+    wait = max(retry_delay_s(attempts, policy), failure.retry_after_s or 0.0)
     return Verdict(event=Event.ATTEMPT_FAILED, reason=failure.reason, attempts=attempts, next_attempt_at=now + wait)
+
+
+def retry_delay_s(attempts: int, policy: RetryPolicy) -> float:
+    """Return how long to wait after the failure number `attempts`, from 1: `first_delay_s`, doubling to an hour."""
+    return delay_s(attempts - 1, policy.first_delay_s, RETRY_LIMIT_S)

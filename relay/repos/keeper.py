@@ -1,45 +1,223 @@
-"""The only writer of repo state: rows of repos that something happens to, their transitions, and the counts per state.
+"""The only writer of repo state: the repos in memory, each with its machine, what the machines ask for, and the counts per state.
 
-Lives in the engine's thread. Memory holds the rows of repos in work only; everything else is in PostgreSQL.
+Lives in the engine's thread. Memory holds what something happens to, and a bounded number of repos that the stream will ask for
+again; everything else is in PostgreSQL.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+import functools
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from typing import Any, Protocol
 
-from relay.model import Identity, RepoState
-from relay.repos.checkpointer import Change, Checkpointer, Stored
-from relay.repos.lifecycle import Event, after
+from relay.atproto.frames import SEQ_MAX
+from relay.atproto.nsid_filter import NsidFilter
+from relay.model import Identity, OpType, RepoState, Source
+from relay.pb.encode import encode_account, encode_identity
+from relay.repos import live_events as e
+from relay.repos.buffer import LiveBuffer
+from relay.repos.checkpointer import Change, Checkpointer, CursorChange, IncidentChange, Stored
+from relay.repos.failures import RetryPolicy, retry_delay_s
+from relay.repos.handover import LiveEvent
+from relay.repos.letters import Refusal, letter_of
+from relay.repos.live import LiveRepo
 from relay.runtime.clock import Clock
+from relay.runtime.crashpoint import CrashPoint, crash_point
 from relay.store.dead_letters import DeadLetter
 from relay.store.repos import RepoRow
 
+Then = Callable[[RepoState | None], None]
 
-class Keeper:
-    """Rows by DID while they are in work, and how many repos are in each state, stored ones included.
+# Most of what the stream brings is of accounts that wrote a moment ago: their rows need no second question. 4 KB each.
+RESTING_KEPT = 20_000
+RESTING_S = 60.0  # ... and for so long at most: others (an operator, a listing) write rows too
 
-    `batch`: the run whose targets are counted apart (None: no batch).
+
+class Stream(Protocol):
+    """Who has the frames."""
+
+    def verify(self, did: str, seq: int, frame: Any) -> None: ...
+
+    def done(self, seq: int) -> None: ...
+
+
+class LiveOutlet(Protocol):
+    """The live lane of delivery. What comes back of a token is fed to the keeper."""
+
+    def offer(self, did: str, payload: Any, operations: int, token: e.LiveToken) -> bool:
+        """Queue operations; False: they do not fit, and will not soon."""
+
+    def tell(self, did: str, payload: bytes, token: e.LiveToken) -> None:
+        """Queue a telling, always."""
+
+    def withdraw(self, did: str, tokens: Sequence[e.LiveToken]) -> list[e.LiveToken]:
+        """Take back what is queued and was never written; return which."""
+
+
+class Fetching(Protocol):
+    """Who fetches, and looks identities up."""
+
+    def send_snapshot(self, resident: Resident, fetch: int) -> None: ...
+
+    def refuse_snapshot(self, resident: Resident, fetch: int, reason: str) -> None: ...
+
+    def stop_snapshot(self, resident: Resident, fetch: int) -> None: ...
+
+    def look_up(self, resident: Resident) -> None:
+        """Read the document past every cache; `IdentityLearnt` or `IdentityFailed` is fed."""
+
+
+class LivePiece:
+    """What comes back with operations of the live lane, in the engine's thread."""
+
+    __slots__ = ("_did", "_keeper", "token")
+
+    def __init__(self, keeper: Keeper, did: str, token: e.LiveToken) -> None:
+        self._keeper, self._did, self.token = keeper, did, token
+
+    def acknowledged(self) -> None:
+        self._keeper.acknowledged(self._did, self.token)
+
+    def refused(self, refusal: Refusal) -> None:
+        self._keeper.refused(self._did, self.token, refusal)
+
+
+class Resident:
+    """A repo in memory. `row` is as it will be stored; `life` decides about the columns of `Facts`, others about the rest.
+
+    `holds`: how many have it in hand: it stays while there is one.
     """
 
-    def __init__(self, checkpointer: Checkpointer, clock: Clock, *, batch: int | None) -> None:
-        self._checkpointer, self._clock = checkpointer, clock
-        self.batch = batch
-        self.rows: dict[str, RepoRow] = {}
+    __slots__ = ("counted", "holds", "identity", "is_stored", "life", "put_version", "rests_since", "row")
+
+    def __init__(self, row: RepoRow, life: LiveRepo, *, is_stored: bool, identity: Identity | None) -> None:
+        self.row, self.life, self.identity = row, life, identity
+        self.is_stored = is_stored  # there is a row of it in the database
+        self.counted = row.state if is_stored else None  # the state under which it is counted
+        self.holds = 0
+        self.put_version = 0  # of the newest row that was put
+        self.rests_since = 0.0
+
+    @property
+    def did(self) -> str:
+        return self.row.did
+
+
+class _Extra:
+    """What goes with the next `Store` of an event, or alone if there is none."""
+
+    __slots__ = ("dead", "identity", "is_urgent", "operations", "then")
+
+    def __init__(
+        self, dead: list[DeadLetter], identity: Identity | None, operations: int, is_urgent: bool, then: Then | None
+    ) -> None:
+        self.dead, self.identity, self.operations, self.is_urgent, self.then = (
+            dead,
+            identity,
+            operations,
+            is_urgent,
+            then,
+        )
+
+
+class Keeper:
+    """Repos by DID, and how many are in each state, stored ones included.
+
+    `batch`: the run whose targets are counted apart (None: no batch). `follows`: a stream is followed, so repos at rest stay in
+    memory for a while, and a filter that a repo does not cover has it fetched. `stream`, `outlet`, `fetching` are plugged in
+    before anything is fed.
+    """
+
+    def __init__(
+        self,
+        checkpointer: Checkpointer,
+        clock: Clock,
+        *,
+        batch: int | None,
+        wanted: NsidFilter,
+        policy: RetryPolicy,
+        buffer_operations: int,
+        follows: bool = False,
+        resting_kept: int = RESTING_KEPT,
+        count: Callable[[str, str], None] | None = None,
+    ) -> None:
+        self._checkpointer, self._clock, self._policy = checkpointer, clock, policy
+        self.batch, self.wanted, self._follows = batch, wanted, follows
+        self.buffer: LiveBuffer[LiveEvent] = LiveBuffer(max_operations=buffer_operations)
+        self.residents: dict[str, Resident] = {}
+        self._resting: OrderedDict[str, Resident] = OrderedDict()
+        self._resting_kept = resting_kept if follows else 0
         self.counts: Counter[RepoState] = Counter()
         self.targets: Counter[RepoState] = Counter()
         self.waiting = 0  # changes put and not yet told as stored
         self.dead_letters: Counter[str] = Counter()  # stored ones, by reason
-        self._claimed_meanwhile: set[str] = set()  # claimed in the database while we were still busy with them
-        self._looks: dict[int, set[str]] = {}  # a question that is out -> the DIDs forgotten since it was asked
+        self.moments: Counter[tuple[str, str]] = Counter()  # what the machines count: (metric, label)
+        self._count_moment = count
+        self._looks: dict[int, set[str]] = {}  # a question that is out -> the DIDs written since it was asked
         self._looked = 0
+        self._events: deque[tuple[Resident, e.Event | None, _Extra | None]] = deque()  # None: it begins
+        self._feeding = False
+        self.stream: Stream = _Unplugged()
+        self.outlet: LiveOutlet = _Unplugged()
+        self.fetching: Fetching = _Unplugged()
 
-    def adopt(self, rows: Iterable[RepoRow]) -> list[RepoRow]:
-        """Take rows that were just claimed or loaded; those already in work are left out: they are older than what we know."""
-        fresh = [row for row in rows if row.did not in self.rows]
-        for row in fresh:
-            self.rows[row.did] = row
-        return fresh
+    # --- who is in memory -------------------------------------------------------------------------------------------------
+
+    def get(self, did: str) -> Resident | None:
+        return self.residents.get(did)
+
+    @property
+    def busy(self) -> int:
+        """Repos in memory that something happens to."""
+        return len(self.residents) - len(self._resting)
+
+    def is_busy(self, did: str) -> bool:
+        return did in self.residents and did not in self._resting
+
+    def take(self, rows: Iterable[RepoRow], identities: Mapping[str, Identity] | None = None) -> list[Resident]:
+        """Have rows that were just loaded in memory; what we know already is not replaced by them. Each is held, for the caller."""
+        residents = [self._taken(row, identities.get(row.did) if identities is not None else None) for row in rows]
+        for resident in residents:
+            self.hold(resident)
+        return residents
+
+    def take_unknown(self, did: str, partition: int) -> Resident:
+        """Have a DID in memory that has no row: its first commit will make one. It is held, for the caller."""
+        resident = self.residents.get(did)
+        if resident is None:
+            now = self._clock.now()
+            row = RepoRow(did=did, partition=partition, next_attempt_at=now, created_at=now, updated_at=now)
+            resident = Resident(row, LiveRepo(did, self.buffer, self.wanted, None), is_stored=False, identity=None)
+            self.residents[did] = resident
+        self.hold(resident)
+        return resident
+
+    def claimed(self, rows: Iterable[RepoRow], identities: Mapping[str, Identity]) -> list[Resident]:
+        """Take rows that a claim has stored as active, whatever we thought of them. Each is held, for the caller."""
+        residents = []
+        for row in rows:
+            known = self.residents.get(row.did)
+            was_resting = known is not None and row.did in self._resting
+            resident = self._taken(row, identities.get(row.did))
+            if resident is known and not was_resting and known.counted is not None:
+                self._count(resident.row, known.counted, RepoState.ACTIVE)
+            else:
+                self._count(row, RepoState.PENDING, RepoState.ACTIVE)
+            resident.counted = RepoState.ACTIVE
+            self.hold(resident)
+            self.feed(resident, e.Claimed())
+            residents.append(resident)
+        return residents
+
+    def hold(self, resident: Resident) -> None:
+        """Keep it in memory until `release`."""
+        resident.holds += 1
+        self._resting.pop(resident.did, None)
+
+    def release(self, resident: Resident) -> None:
+        resident.holds -= 1
+        self._rest(resident)
 
     def begin_look(self) -> int:
         """A question to the database goes out whose answer has rows; to be ended with `end_look` when the answer is here."""
@@ -48,22 +226,120 @@ class Keeper:
         return self._looked
 
     def end_look(self, look: int, rows: Iterable[RepoRow]) -> list[RepoRow]:
-        """Leave out the rows of an answer that may be older than what was stored, and forgotten, since the question."""
-        forgotten = self._looks.pop(look)
-        return [row for row in rows if row.did not in forgotten]
+        """Leave out the rows of an answer that may be older than what was stored since the question.
 
-    def claimed(self, rows: Iterable[RepoRow]) -> list[RepoRow]:
-        """Take rows that a claim has already stored as active.
-
-        A repo that is still in work can be among them: what we know as not yet stored may be so already, and others make repos
-        pending too. Such a claim is given back when we are through with the repo: nobody else would.
+        What is put and not stored yet is no matter: its repo is busy, and what we know of it is not replaced.
         """
-        rows = list(rows)
-        for row in rows:
-            self._count(row, RepoState.PENDING, row.state)
-            if row.did in self.rows:
-                self._claimed_meanwhile.add(row.did)
-        return self.adopt(rows)
+        outdated = self.close_look(look)
+        return [row for row in rows if row.did not in outdated]
+
+    def close_look(self, look: int) -> Set[str]:
+        """End a look; return the DIDs that were stored since: an answer is no good for them unless they are in memory."""
+        return self._looks.pop(look)
+
+    def _taken(self, row: RepoRow, identity: Identity | None) -> Resident:
+        resident = self.residents.get(row.did)
+        if resident is not None and row.did not in self._resting:
+            if identity is not None and resident.identity is None:
+                resident.identity = identity
+            resident.row.batch = row.batch
+            return resident
+        self._resting.pop(row.did, None)
+        life = LiveRepo(row.did, self.buffer, self.wanted, e.facts_of_row(row))
+        resident = Resident(row, life, is_stored=True, identity=identity)
+        self.residents[row.did] = resident
+        self._events.append((resident, None if row.tracked else e.Removed(), None))
+        self._drain()
+        return resident
+
+    def _rest(self, resident: Resident) -> None:
+        """Nothing happens to it: keep it for a while if the stream may ask for it again, else forget it."""
+        if resident.holds or not resident.life.is_idle or self.residents.get(resident.did) is not resident:
+            return
+        if not self._resting_kept or not resident.is_stored:
+            self._resting.pop(resident.did, None)
+            del self.residents[resident.did]
+            return
+        resident.rests_since = self._clock.monotonic()
+        self._resting[resident.did] = resident
+        self._resting.move_to_end(resident.did)
+        if len(self._resting) > self._resting_kept:
+            did, _ = self._resting.popitem(last=False)
+            del self.residents[did]
+
+    def look_after_resting(self) -> None:
+        """Forget those that have rested for long; to be called every few seconds."""
+        longest = self._clock.monotonic() - RESTING_S
+        while self._resting:
+            did, resident = next(iter(self._resting.items()))
+            if resident.rests_since > longest:
+                return
+            del self._resting[did]
+            del self.residents[did]
+
+    # --- events and effects -----------------------------------------------------------------------------------------------
+
+    def feed(
+        self,
+        resident: Resident,
+        event: e.Event,
+        *,
+        dead: list[DeadLetter] | None = None,
+        identity: Identity | None = None,
+        operations: int = 0,
+        is_urgent: bool = False,
+        then: Then | None = None,
+    ) -> None:
+        """Tell the machine what happened and do what it asks for. The rest is stored with the row that this changes.
+
+        Called while effects are carried out, the event waits for its turn. `then(corrected state or None)` runs when everything
+        is stored.
+        """
+        extra = None
+        if dead or identity is not None or operations or is_urgent or then is not None:
+            extra = _Extra(dead or [], identity, operations, is_urgent, then)
+        self._events.append((resident, event, extra))
+        self._drain()
+
+    def acknowledged(self, did: str, token: e.LiveToken) -> None:
+        if (resident := self.residents.get(did)) is not None:
+            self.feed(resident, e.Acknowledged(token=token))
+
+    def refused(self, did: str, token: e.LiveToken, refusal: Refusal) -> None:
+        """An ingester will never take this operation: a dead letter; its piece is acknowledged later all the same."""
+        letter = letter_of(refusal, self._clock.now())
+        self.store_letters([letter])
+        resident = self.residents.get(did)
+        if resident is not None and letter.type in (OpType.ACCOUNT.name, OpType.IDENTITY.name):
+            self.feed(resident, e.Refused(token=token))
+
+    def behind(self, did: str, token: e.LiveToken) -> None:
+        """Operations that were queued here do not fit after all."""
+        if (resident := self.residents.get(did)) is not None:
+            self.feed(resident, e.IngesterBehind(token=token))
+
+    def checkpoint(self, cursor: CursorChange) -> None:
+        """Have the cursor stored, behind everything that was put before."""
+        self.waiting += 1
+        self._checkpointer.put(Change(cursor=cursor))
+
+    def open_incident(self, incident: IncidentChange) -> None:
+        """Have it stored that events may be missing, before any cursor that is put from now on."""
+        self.waiting += 1
+        self._checkpointer.put(Change(incident=incident, urgent=True))
+
+    def store_letters(self, dead: list[DeadLetter]) -> None:
+        """Have dead letters stored and nothing else: the row may belong to another attempt by now."""
+        self.waiting += 1
+        self._checkpointer.put(Change(dead=dead))
+
+    def stored(self, message: Stored) -> None:
+        """Take the checkpointer's word, count what it stored differently, and run what waited for it."""
+        for change in message.changes:
+            self.waiting -= 1
+            self.dead_letters.update(letter.reason for letter in change.dead)
+            if change.then is not None:
+                change.then(message.corrected.get(change.row.did) if change.row is not None else None)
 
     def moved(self, transitions: Mapping[tuple[RepoState, RepoState], int], *, of_batch: bool) -> None:
         """Count transitions that SQL made by itself (due retries, newly listed repos)."""
@@ -74,62 +350,138 @@ class Keeper:
                 self.targets[old] -= count
                 self.targets[new] += count
 
-    def apply(self, row: RepoRow, event: Event, reason: str | None = None, text: str | None = None) -> None:
-        """Move a row along its life; to be followed by `store`."""
-        old = row.state
-        row.state = after(old, event)
-        row.reason = reason
-        row.last_error = text
-        row.updated_at = self._clock.now()
-        self._count(row, old, row.state)
+    @property
+    def in_flight(self) -> int:
+        """Repos with live operations or tellings on their way. Any thread: a copy, made in one step."""
+        return sum(1 for each in list(self.residents.values()) if each.life.is_in_flight)
 
-    def store(
-        self,
-        row: RepoRow,
-        *,
-        identity: Identity | None = None,
-        dead: list[DeadLetter] | None = None,
-        operations: int = 0,
-        urgent: bool = False,
-        then: Callable[[RepoState | None], None] | None = None,
-    ) -> None:
-        """Have the row stored as it is now; `then(corrected state or None)` runs in this thread when it is."""
+    def _drain(self) -> None:
+        if self._feeding:
+            return
+        self._feeding = True
+        try:
+            events = self._events
+            while events:
+                resident, event, extra = events.popleft()
+                life = resident.life
+                self._do(resident, life.begin(narrows=self._follows) if event is None else life.feed(event), extra)
+                if event is not None and not resident.holds:
+                    self._rest(resident)
+        finally:
+            self._feeding = False
+
+    def _do(self, resident: Resident, effects: tuple[e.Effect, ...], extra: _Extra | None) -> None:
+        """Carry the effects out, in their order."""
+        behind: e.LiveToken | None = None
+        for effect in effects:
+            match effect:
+                case e.Store():
+                    self._wait_between_fetches(resident, effects)
+                    self._put(resident, effect, extra)
+                    extra = None
+                case e.Done():
+                    self.stream.done(effect.seq)
+                case e.Verify():
+                    self.stream.verify(resident.did, effect.seq, effect.frame)
+                case e.Offer():
+                    if behind is None and not self.outlet.offer(
+                        resident.did, effect.payload, effect.operations, effect.token
+                    ):
+                        behind = effect.token
+                case e.OfferAccount():
+                    if behind is None:
+                        crash_point(CrashPoint.STATUS_STORED)
+                        self.outlet.tell(resident.did, _account(resident.did, effect), effect.token)
+                case e.OfferIdentity():
+                    if behind is None:
+                        self.outlet.tell(resident.did, _identity(resident.did, effect), effect.token)
+                case e.Withdraw():
+                    for token in self.outlet.withdraw(resident.did, effect.tokens):
+                        self._events.append((resident, e.Withdrawn(token=token), None))
+                case e.SendSnapshot():
+                    self.fetching.send_snapshot(resident, effect.fetch)
+                case e.RefuseSnapshot():
+                    self.fetching.refuse_snapshot(resident, effect.fetch, effect.reason)
+                case e.StopSnapshot():
+                    self.fetching.stop_snapshot(resident, effect.fetch)
+                case e.Overflowed():
+                    if (other := self.residents.get(effect.did)) is not None:
+                        self._events.append((other, e.BufferOverflow(events=effect.events), None))
+                case e.ResolveIdentity():
+                    self.fetching.look_up(resident)
+                case e.Count():
+                    self._note(effect.metric, effect.label)
+                case e.Desync() | e.FetchAgain() | e.CheckDue():
+                    pass  # the row says it
+        if behind is not None:
+            self._events.appendleft((resident, e.IngesterBehind(token=behind), None))
+        if extra is not None:
+            self._put_alone(extra)
+
+    def _wait_between_fetches(self, resident: Resident, effects: tuple[e.Effect, ...]) -> None:
+        """A repo that does not hold is fetched again after a back-off that grows: a very busy one must not be fetched for ever."""
+        for effect in effects:
+            if isinstance(effect, e.Desync | e.FetchAgain):
+                delay_s = retry_delay_s(effect.refetches - 1, self._policy) if effect.refetches > 1 else 0.0
+                resident.row.next_attempt_at = self._clock.now() + delay_s
+                resident.row.attempts = 0
+
+    def _put(self, resident: Resident, store: e.Store, extra: _Extra | None) -> None:
+        row = resident.row
+        e.put_facts(store.facts, row)
+        row.updated_at = self._clock.now()
+        if resident.counted is not row.state:
+            if resident.counted is None:
+                self._count_new(row)
+            else:
+                self._count(row, resident.counted, row.state)
+            resident.counted = row.state
+        resident.put_version = store.version
+        self.waiting += 1
+        change = Change(
+            row=row,
+            is_new=not resident.is_stored,
+            urgent=store.is_urgent,
+            then=functools.partial(self._row_stored, resident, store.version, extra.then if extra else None),
+        )
+        if extra is not None:
+            change.dead, change.identity, change.operations = extra.dead, extra.identity, extra.operations
+            change.urgent |= extra.is_urgent
+        resident.is_stored = True
+        self._checkpointer.put(change)
+        row.seen_check_due = row.check_due
+
+    def _put_alone(self, extra: _Extra) -> None:
         self.waiting += 1
         self._checkpointer.put(
-            Change(row=row, identity=identity, dead=dead or [], operations=operations, urgent=urgent, then=then)
+            Change(
+                identity=extra.identity,
+                dead=extra.dead,
+                operations=extra.operations,
+                urgent=extra.is_urgent,
+                then=extra.then,
+            )
         )
 
-    def store_letters(self, dead: list[DeadLetter]) -> None:
-        """Have dead letters stored and nothing else: the row may belong to another attempt by now."""
-        self.waiting += 1
-        self._checkpointer.put(Change(dead=dead))
+    def _row_stored(self, resident: Resident, version: int, then: Then | None, corrected: RepoState | None) -> None:
+        for written in self._looks.values():
+            written.add(resident.did)
+        if corrected is not None and resident.put_version == version and resident.counted is not None:
+            self._count(resident.row, resident.counted, corrected)
+            resident.counted = corrected
+        if then is not None:
+            then(corrected)
+        self.feed(resident, e.RowStored(version=version))
 
-    def stored(self, message: Stored) -> None:
-        """Take the checkpointer's word, count what it stored differently, and run what waited for it."""
-        for did, state in message.corrected.items():
-            for change in reversed(message.changes):
-                if change.row is not None and change.row.did == did:
-                    self._count(change.row, change.row.state, state)
-                    break
-        for change in message.changes:
-            self.waiting -= 1
-            self.dead_letters.update(letter.reason for letter in change.dead)
-            if change.then is not None:
-                change.then(message.corrected.get(change.row.did) if change.row is not None else None)
+    # --- counting -----------------------------------------------------------------------------------------------------------
 
-    def forget(self, row: RepoRow) -> None:
-        """Drop a row from memory: it is stored, and nothing of it is in work."""
-        if self.rows.get(row.did) is not row:
-            return
-        if row.did in self._claimed_meanwhile:
-            self._claimed_meanwhile.discard(row.did)
-            row.state = RepoState.ACTIVE  # so the claim has stored it
-            self.apply(row, Event.RELEASED, row.reason, row.last_error)
-            self.store(row, then=lambda _state: self.forget(row))
-            return
-        del self.rows[row.did]
-        for forgotten in self._looks.values():
-            forgotten.add(row.did)
+    def _note(self, metric: str, label: str) -> None:
+        self.moments[metric, label] += 1
+        if self._count_moment is not None:
+            self._count_moment(metric, label)
+
+    def _count_new(self, row: RepoRow) -> None:
+        self.counts[row.state] += 1
 
     def _count(self, row: RepoRow, old: RepoState, new: RepoState) -> None:
         if old is new:
@@ -139,3 +491,32 @@ class Keeper:
         if self.batch is not None and row.batch == self.batch:
             self.targets[old] -= 1
             self.targets[new] += 1
+
+
+def _account(did: str, telling: e.OfferAccount) -> bytes:
+    return encode_account(
+        did=did,
+        active=telling.active,
+        status=telling.status,
+        time_us=telling.time_us,
+        source=Source.FIREHOSE if telling.seq else Source.BACKFILL,
+        seq=telling.seq & SEQ_MAX,
+    )
+
+
+def _identity(did: str, telling: e.OfferIdentity) -> bytes:
+    return encode_identity(
+        did=did,
+        handle=telling.handle,
+        pds=telling.pds,
+        time_us=telling.time_us,
+        source=Source.FIREHOSE if telling.seq else Source.BACKFILL,
+        seq=telling.seq & SEQ_MAX,
+    )
+
+
+class _Unplugged:
+    """Nobody is there: a backfill by itself has no frames, and a test not everything."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"{name}: nobody is plugged in")

@@ -47,10 +47,14 @@ class LiveRepo(LiveCore):
 
     # --- the owner's side -------------------------------------------------------------------------------------------------
 
-    def begin(self) -> tuple[e.Effect, ...]:
-        """Take up what the loaded row has left to do: untold status and identity, a check, a filter that it does not cover."""
+    def begin(self, *, narrows: bool = True) -> tuple[e.Effect, ...]:
+        """Take up what the loaded row has left to do: untold status and identity, a check, a filter that it does not cover.
+
+        `narrows` False: nobody follows the stream, so the filter in force says nothing about what this repo covers.
+        """
         self._standing.begin()
-        self._narrow()
+        if narrows:
+            self._narrow()
         return self._end()
 
     def feed(self, event: e.Event) -> tuple[e.Effect, ...]:
@@ -81,6 +85,10 @@ class LiveRepo(LiveCore):
                 self._identity_learnt(event)
             case e.IdentityFailed():
                 self._identity_failed()
+            case e.LookupFailed():
+                self._lookup_failed(event)
+            case e.ColumnsChanged():
+                self._change()
             case e.Refused():
                 self._refused(event.token)
             case e.Withdrawn():
@@ -101,6 +109,8 @@ class LiveRepo(LiveCore):
                 self._newer_rev(event.rev)
             case e.CheckAnswered():
                 self._standing.check_answered(event.mark)
+            case e.CheckUnanswerable():
+                self._check_unanswerable(event.reason)
             case e.BufferOverflow():
                 self._overflowed(event.events)
             case e.IngesterBehind():
@@ -238,12 +248,13 @@ class LiveRepo(LiveCore):
         self.is_known = True
         if self._reason == REJECTED:
             self._standing.tell_status_again()
+        if self._version or self.state is not S.ACTIVE:  # else it was loaded by the claim itself
+            self._change()
         self.state, self._reason, self._again = S.ACTIVE, None, None
         self.fetch += 1
         self._fetching = True
         self._narrowest = self._wanted
         self._handover = Handover(self.did, self._buffer)
-        self._change()
 
     def _snapshot_verified(self, event: e.SnapshotVerified) -> None:
         if not self._is_current(event.fetch):
@@ -303,11 +314,11 @@ class LiveRepo(LiveCore):
     def _account(self, event: e.Account) -> None:
         self.account_events += 1
         if self.is_known:
-            self._set_active(event.active)
+            self._set_active(event.active, event.status)
             self._standing.say(event.active, event.status, event.time_us, event.seq)
         self._done(event.seq)
 
-    def _set_active(self, active: bool) -> None:
+    def _set_active(self, active: bool, status: str) -> None:
         if active:
             if self.state is S.INACTIVE:
                 self.state, self._reason = after(self.state, LifeEvent.ACTIVE_AGAIN), None
@@ -316,7 +327,7 @@ class LiveRepo(LiveCore):
         self._stop_fetch()
         self._drop_buffer()
         self._again = None
-        self.state, self._reason = after(self.state, LifeEvent.NOT_ACTIVE), None
+        self.state, self._reason = after(self.state, LifeEvent.NOT_ACTIVE), status or "inactive"
         self._change()
 
     def _status_learnt(self, event: e.StatusLearnt) -> None:
@@ -325,7 +336,7 @@ class LiveRepo(LiveCore):
         if event.asked_before_event:
             self._standing.mark_check("status")
             return
-        self._set_active(event.active)
+        self._set_active(event.active, event.status)
         self._standing.say_if_new(event.active, event.status, event.time_us)
 
     def _identity_seen(self, event: e.IdentitySeen) -> None:
@@ -349,6 +360,11 @@ class LiveRepo(LiveCore):
         if self._is_raw:
             self._desync("identity")
         self._standing.identity_failed()
+
+    def _lookup_failed(self, event: e.LookupFailed) -> None:
+        if self.state is S.DISCOVERED:
+            self.state, self._reason = after(self.state, event.outcome), event.reason
+            self._change()
 
     def _refused(self, token: e.LiveToken) -> None:
         """What the ingester believes of the account is not known any more: somebody has to look."""
@@ -378,6 +394,18 @@ class LiveRepo(LiveCore):
                     self._fetch_again("newer_rev")
             case S.DISCOVERED | S.PENDING | S.FAILED | S.DESYNCED | S.QUARANTINED | S.INACTIVE:
                 pass  # a fetch comes, or is of no use yet; the rev is remembered
+            case _:
+                assert_never(self.state)
+
+    def _check_unanswerable(self, reason: str) -> None:
+        match self.state:
+            case S.SYNCED:
+                self._desync(reason)
+            case S.INACTIVE:
+                self.state, self._reason = after(self.state, LifeEvent.ACTIVE_AGAIN), reason
+                self._change()
+            case S.ACTIVE | S.DISCOVERED | S.PENDING | S.FAILED | S.DESYNCED | S.QUARANTINED:
+                pass  # a fetch runs or comes, or is of no use
             case _:
                 assert_never(self.state)
 

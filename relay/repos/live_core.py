@@ -111,6 +111,11 @@ class LiveCore:
         )
 
     @property
+    def is_in_flight(self) -> bool:
+        """Are live operations or tellings on their way?"""
+        return not self._flow.is_quiet
+
+    @property
     def check_mark(self) -> int:
         """Number of the newest mark for a check, as its CheckDue has it."""
         return self._standing.check_mark

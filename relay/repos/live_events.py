@@ -174,6 +174,19 @@ class IdentityFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LookupFailed:
+    """A discovered repo's host could not be found out. `outcome`: RELEASED, ATTEMPT_FAILED or GAVE_UP, as `failures.judge` decided."""
+
+    outcome: LifeEvent
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnsChanged:
+    """Columns of the row that are not ours (host, attempts, last error) have changed, and nothing else may say so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RowStored:
     """The transaction of the `Store` with this version, and of all before it, is through."""
 
@@ -242,7 +255,7 @@ class FetchFailed:
 
     fetch: int
     outcome: LifeEvent
-    reason: str
+    reason: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,6 +280,13 @@ class CheckAnswered:
     """The check of `CheckDue.mark` was answered. To be fed before what the answer says."""
 
     mark: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckUnanswerable:
+    """Its host cannot say (gone, or the account is not there any more): a fetch finds out what that means, and its attempts end."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,6 +338,8 @@ Event: TypeAlias = (
     | IdentitySeen
     | IdentityLearnt
     | IdentityFailed
+    | LookupFailed
+    | ColumnsChanged
     | RowStored
     | Acknowledged
     | Refused
@@ -330,6 +352,7 @@ Event: TypeAlias = (
     | StatusLearnt
     | NewerRev
     | CheckAnswered
+    | CheckUnanswerable
     | BufferOverflow
     | IngesterBehind
     | OpenFramesRelief

@@ -33,8 +33,9 @@ class StoreTasks(ServiceThread):
         *,
         on_death: Callable[[str, BaseException], None],
         on_away: Callable[[str | None], None],
+        name: str = "store-tasks",
     ) -> None:
-        super().__init__("store-tasks", on_death)
+        super().__init__(name, on_death)
         self._database, self._epoch, self._post, self._on_away = database, epoch, post, on_away
         self._queue: queue.SimpleQueue[tuple[str, Ask, Callable[[Any], None]] | None] = queue.SimpleQueue()
         self.outstanding = 0  # belongs to the engine's thread

@@ -174,6 +174,12 @@ def upsert_discovered(
     )
 
 
+def insert_streamed(cur: Cursor, rows: Sequence[RepoRow]) -> None:
+    """Make rows for repos that the stream made known, each DID once, where there are none; `store_rows` writes them afterwards."""
+    values = [{"did": r.did, "partition": r.partition, "next_attempt_at": r.next_attempt_at} for r in rows]
+    cur.execute(_SQL["insert_streamed"], {"rows": _json(values)})
+
+
 def requeue_uncovered(
     cur: Cursor, dids: Sequence[str], insufficient: Collection[str], batch: int | None, *, now: float
 ) -> int:

@@ -328,7 +328,7 @@ class BackfillRun:
         """The end: everything is enumerated, nothing is in work, and the database knows of no unfinished target."""
         if self._finished or self._finish_asked or not self._discovery.is_over:
             return
-        if machine.pipeline.in_work or machine.keeper.rows or machine.keeper.waiting:
+        if machine.pipeline.in_work or machine.keeper.residents or machine.keeper.waiting:
             return
         self._finish_asked = True
         nothing_is_claimed = not machine.scheduler.is_claiming
@@ -341,7 +341,7 @@ class BackfillRun:
 
         def answer(unfinished: int) -> None:
             self._finish_asked = False
-            if unfinished == 0 and not machine.pipeline.in_work and not machine.keeper.rows:
+            if unfinished == 0 and not machine.pipeline.in_work and not machine.keeper.residents:
                 self._finished = True
 
         machine.tasks.submit("unfinished", ask, answer)

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from relay.backfill.messages import Stop, to_wire
+from relay.backfill.messages import Stop, from_wire, to_wire
 from relay.errors import Blame, RelayError
 from relay.ipc.child import ChildProcess
 from relay.observe.log import get_logger
 from relay.runtime.backoff import Backoff
+from relay.tail import messages as live
 
 log = get_logger(__name__)
 
@@ -96,6 +97,10 @@ class ChildSeats:
         self.replaced[seat.role, "killed" if code is not None and code < 0 else "ended"] += 1
         self._on_died(child.role, child.seat, why)
 
+    def decode(self, role: str, wire: Any) -> Any:
+        """Return the message that a child of this role has sent."""
+        return live.from_wire(wire) if role == "verify" else from_wire(wire)
+
     # --- what the pipeline needs -----------------------------------------------------------------------------------------
 
     def send_fetch(self, message: Any) -> int | None:
@@ -118,6 +123,13 @@ class ChildSeats:
         if seat.child is None:
             return False
         seat.child.pipe.send_later(to_wire(message))
+        return True
+
+    def send_verify(self, number: int, message: Any) -> bool:
+        seat = self._seats["verify", number]
+        if seat.child is None:
+            return False
+        seat.child.pipe.send_later(live.to_wire(message))
         return True
 
     def flush(self) -> None:
@@ -143,7 +155,7 @@ class ChildSeats:
         self._stopping = True
         children = [seat.child for seat in self._seats.values() if seat.child is not None]
         for child in children:
-            child.pipe.send(to_wire(Stop()))
+            child.pipe.send(live.to_wire(live.Stop()) if child.role == "verify" else to_wire(Stop()))
         for child in children:
             if not child.join(deadline):
                 child.kill()

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from relay.backfill.messages import from_wire
 from relay.ipc.child import ChildProcess
 from relay.observe.log import get_logger
 from relay.runtime.service import ServiceThread
@@ -123,11 +122,11 @@ class Engine(ServiceThread):
             self._inbox.popleft()()
 
     def _take_messages(self, child: ChildProcess) -> None:
+        assert self.children is not None
         try:
-            for message in child.pipe.receive_ready():
-                self.handle(child.role, child.seat, from_wire(message))
+            for wire in child.pipe.receive_ready():
+                self.handle(child.role, child.seat, self.children.decode(child.role, wire))
         except EOFError:
-            assert self.children is not None
             self.children.ended(child)
 
 

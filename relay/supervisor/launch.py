@@ -6,7 +6,7 @@ import os
 
 from relay.ipc.child import start_forkserver
 
-PRELOAD = ["relay.ipc.preload", "relay.backfill.worker", "relay.backfill.fetcher"]
+PRELOAD = ["relay.ipc.preload", "relay.backfill.worker", "relay.backfill.fetcher", "relay.tail.verifier"]
 
 # PERFORMANCE of large repos: 5-20 % when the C library keeps large freed blocks. It reads these at exec, so they must be in the
 # environment when the forkserver starts, and only then.

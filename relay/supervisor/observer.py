@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from relay import __version__
 from relay.deliver.health import Away
 from relay.deliver.segment import IngesterStatus
+from relay.discovery.progress import ReconcileView
 from relay.identity.resolver import Result
 from relay.model import Incident, RepoState
 from relay.observe.metrics import Arena, CacheResult, ChildRole, Metrics, Queue
@@ -20,6 +21,7 @@ from relay.observe.status import (
     Backlog,
     ErrorView,
     FetchView,
+    FirehoseStatus,
     Gauge,
     HostView,
     IncidentView,
@@ -33,7 +35,7 @@ from relay.observe.status import (
     rfc3339,
 )
 from relay.repos.lifecycle import FINISHED
-from relay.supervisor.tail_shown import Added
+from relay.supervisor.tail_shown import Added, ReconcileShown, TailShown
 from relay.supervisor.wiring import Machine
 
 HOSTS_SHOWN = 50
@@ -52,7 +54,11 @@ _CACHE_RESULTS = {
 
 
 class Observer:
-    """`listing()` tells how far the enumeration is; `targets_final()` whether it is over."""
+    """`listing()` tells how far the enumeration is, `reconcile()` the running or the last reconcile.
+
+    Who has them sets what is not the machine's: `phase` (it is judged here but for the first and the last ones), `store_away`,
+    and `incidents`, as the table has them: the open ones, and those closed in the last 24 hours.
+    """
 
     def __init__(
         self,
@@ -62,14 +68,17 @@ class Observer:
         instance: str,
         command: str,
         listing: Callable[[], ListingView],
+        reconcile: Callable[[], ReconcileView | None] = lambda: None,
     ) -> None:
         self._machine, self._metrics, self._instance, self._command = machine, metrics, instance, command
-        self._listing = listing
+        self._listing, self._reconcile = listing, reconcile
         self._started = time.monotonic()
         self._repos_rate, self._records_rate, self._bytes_rate = RateMeter(), RateMeter(), RateMeter()
         self._operations_rate = RateMeter()
         self._eta, self._backlog = EtaMeter(), BacklogMeter()
         self._added = Added().since
+        self._tail = TailShown(metrics, max_open_frames=machine.settings.firehose.max_open_frames)
+        self._reconcile_shown = ReconcileShown(metrics)
         self.phase = Phase.STARTING
         self.reason = ""
         self.store_away: str | None = None
@@ -108,6 +117,9 @@ class Observer:
                 final=not listing.running,
                 eta_s=self._eta.eta_s(),
             )
+        tail, firehose = machine.tail_view(), FirehoseStatus()
+        if tail is not None:
+            firehose = self._tail.look(tail, machine.keeper.buffer, now=now, wall=time.time())
         hosts = machine.gate.snapshot(HOSTS_SHOWN)
         self.snapshot = StatusSnapshot(
             instance=self._instance,
@@ -126,6 +138,7 @@ class Observer:
                 records_per_s=self._records_rate.rate(),
                 bytes_per_s=self._bytes_rate.rate(),
             ),
+            firehose=firehose,
             ingesters=tuple(
                 IngesterView(
                     address=each.address,
@@ -151,6 +164,7 @@ class Observer:
             targets=target_view,
             backlog=backlog,
             listing=listing,
+            reconcile=self._reconcile_shown.look(self._reconcile()),
             fetch=FetchView(
                 active=len(machine.pipeline.downloads.running),
                 limit=machine.settings.backfiller.parallel_backfills,
@@ -158,7 +172,7 @@ class Observer:
                 failed=sum(totals.fetch_outcomes.values()) - totals.fetch_outcomes["ok"],
                 rate_limit_waits=totals.fetch_outcomes["rate_limited"],
             ),
-            workers=self._workers(),
+            workers=self._workers(firehose.verifying or 0),
             hosts=tuple(
                 HostView(
                     host=each.host,
@@ -193,11 +207,18 @@ class Observer:
         else:
             self.phase, self.reason = Phase.WAITING, "no ingester answers"
 
-    def _workers(self) -> tuple[WorkerView, ...]:
+    def _workers(self, verifying: int) -> tuple[WorkerView, ...]:
+        busy = {"fetch": len(self._machine.pipeline.downloads.running), "verify": verifying}
         return tuple(
-            WorkerView(role=role, number=number, pid=pid, state="dead" if pid is None else "idle", restarts=restarts)
-            if role != "worker"
-            else self._worker(number, pid, restarts)
+            self._worker(number, pid, restarts)
+            if role == "worker"
+            else WorkerView(
+                role=role,
+                number=number,
+                pid=pid,
+                state="dead" if pid is None else "busy" if busy.get(role) else "idle",
+                restarts=restarts,
+            )
             for role, number, pid, restarts in self._machine.children.snapshot()
         )
 
@@ -243,8 +264,6 @@ class Observer:
             added = int(self._added(f"failure {reason}", count))
             metrics.error(reason, added)
             metrics.repo_failed(reason, added)
-        for reason, count in totals.desyncs.items():
-            metrics.desynced(reason, int(self._added(f"desync {reason}", count)))
         for reason, count in machine.keeper.dead_letters.items():
             metrics.dead_letter(reason, int(self._added(f"dead letter {reason}", count)))
         for result, count in totals.identity_cache.items():
@@ -256,6 +275,7 @@ class Observer:
             self._added("limited seconds", waited_s + pipeline.resolves.limited_s),
             int(self._added("limited", waits + pipeline.resolves.limited_total)),
         )
+        metrics.repos_in_memory.set(len(machine.keeper.residents))
         metrics.open_incidents.set(sum(each.closed_at is None for each in self.incidents))
         checkpointer = machine.checkpointer
         metrics.checkpoints.inc(self._added("checkpoints", checkpointer.stored))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import cast
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 from relay.backfill.snapshots import Token
 from relay.deliver.delivery import Delivery
 from relay.deliver.segment import Refused, Segment
 from relay.model import Lane
-from relay.observe.log import get_logger
-
-log = get_logger(__name__)
+from relay.repos.keeper import Keeper, LivePiece
+from relay.repos.live_events import LiveToken
 
 Post = Callable[[Callable[[], None]], None]
 
@@ -49,11 +49,94 @@ class DeliveryOutlet:
             )
         )
 
-    def discard(self, did: str) -> None:
+    def discard(self, did: str) -> int:
         assert self.delivery is not None
-        for segment in self.delivery.discard(did):
+        gone = self.delivery.discard(did, Lane.BACKFILL)
+        for segment in gone:
             if segment.copied is not None:
                 segment.copied()
+        return len(gone)
+
+
+class LiveLane:
+    """Implements the keeper's `LiveOutlet`. Lives in the engine's thread.
+
+    Operations for an ingester whose queue is full are refused while others have room: one that is slow slows its own DIDs only.
+    When none has room nobody is to blame: they wait here, in order, and `is_blocked` says that no more may be read. What waits is
+    bounded by the frames that are in work.
+    """
+
+    def __init__(self, keeper: Keeper, delivery: Delivery) -> None:
+        self._keeper, self._delivery = keeper, delivery
+        self._waiting: dict[str, deque[Segment]] = {}  # by ingester
+        self.is_stopping = False  # delivery ends: what it refuses now is not an ingester's slowness
+
+    @property
+    def is_blocked(self) -> bool:
+        return bool(self._waiting)
+
+    @property
+    def waiting(self) -> int:
+        """Segments that wait here."""
+        return sum(len(queue) for queue in self._waiting.values())
+
+    def offer(self, did: str, payload: Any, operations: int, token: LiveToken) -> bool:
+        segment = self._segment(did, payload, operations, token)
+        if self._is_taken(segment):
+            return True
+        if self.is_stopping or self._delivery.is_full():
+            self._wait(segment)
+            return True
+        return False
+
+    def tell(self, did: str, payload: bytes, token: LiveToken) -> None:
+        segment = self._segment(did, payload, 1, token)
+        if not self._is_taken(segment):
+            self._wait(segment)
+
+    def withdraw(self, did: str, tokens: Sequence[LiveToken]) -> list[LiveToken]:
+        wanted = frozenset(tokens)
+
+        def is_wanted(segment: Segment) -> bool:
+            return segment.did == did and cast(LivePiece, segment.token).token in wanted
+
+        gone = self._delivery.discard(did, Lane.LIVE, is_wanted)
+        address = self._delivery.address_of(did)
+        if (queue := self._waiting.get(address)) is not None:
+            gone += [segment for segment in queue if is_wanted(segment)]
+            kept = deque(segment for segment in queue if not is_wanted(segment))
+            if kept:
+                self._waiting[address] = kept
+            else:
+                del self._waiting[address]
+        return [cast(LivePiece, segment.token).token for segment in gone]
+
+    def pump(self) -> None:
+        """Hand on what waits and finds room now."""
+        for address in list(self._waiting):
+            queue = self._waiting[address]
+            while queue and self._delivery.offer(queue[0]):
+                queue.popleft()
+            if not queue:
+                del self._waiting[address]
+
+    def _segment(self, did: str, payload: Any, operations: int, token: LiveToken) -> Segment:
+        return Segment(
+            did=did,
+            lane=Lane.LIVE,
+            payload=payload,
+            size=len(payload),
+            operations=operations,
+            rev="",
+            token=LivePiece(self._keeper, did, token),
+            received_at=time.monotonic(),
+        )
+
+    def _is_taken(self, segment: Segment) -> bool:
+        return self._delivery.address_of(segment.did) not in self._waiting and self._delivery.offer(segment)
+
+    def _wait(self, segment: Segment) -> None:
+        self._waiting.setdefault(self._delivery.address_of(segment.did), deque()).append(segment)
 
 
 class DeliveryReports:

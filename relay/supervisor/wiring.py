@@ -34,7 +34,10 @@ from relay.store.pool import Database
 from relay.supervisor.arenas import plan
 from relay.supervisor.children import ChildSeats
 from relay.supervisor.engine import Engine
-from relay.supervisor.outlet import DeliveryOutlet, DeliveryReports
+from relay.supervisor.live import Follow as Follow
+from relay.supervisor.live import LiveHalf
+from relay.supervisor.outlet import DeliveryOutlet, DeliveryReports, LiveLane
+from relay.tail.ports import TailView
 
 log = get_logger(__name__)
 
@@ -66,6 +69,7 @@ class Machine:
         metrics: Metrics,
         on_death: Callable[[str, BaseException], None],
         on_store: Callable[[str | None], None],
+        follow: Follow | None = None,
     ) -> None:
         self.settings, self.database = settings, database
         self.clock = SystemClock()
@@ -78,8 +82,8 @@ class Machine:
         self.gate = HostGate(HostTable(HostPolicy.from_settings(settings.backfiller)), self.clock)
         self.engine = Engine(on_death)
         self.children = ChildSeats(
-            on_started=lambda role, seat: self.pipeline.child_started(role, seat),
-            on_died=lambda role, seat, why: self.pipeline.child_died(role, seat, why),
+            on_started=self._child_started,
+            on_died=self._child_died,
             watch=self.engine.watch,
             unwatch=self.engine.unwatch,
         )
@@ -92,7 +96,22 @@ class Machine:
             on_away=on_store,
         )
         self.tasks = StoreTasks(database, epoch, self.engine.post, on_death=on_death, on_away=on_store)
-        self.keeper = Keeper(self.checkpointer, self.clock, batch=batch)
+        policy = RetryPolicy(
+            max_retries=settings.relay.max_retries,
+            first_delay_s=settings.relay.retry_backoff_ms / 1000,
+            breaker_s=settings.backfiller.host_breaker_sec,
+            give_up_on_silent_hosts=batch is not None,
+        )
+        self.keeper = Keeper(
+            self.checkpointer,
+            self.clock,
+            batch=batch,
+            wanted=nsid_filter,
+            policy=policy,
+            buffer_operations=settings.backfiller.buffer_size,
+            follows=follow is not None,
+            count=metrics.count,
+        )
         self.outlet = DeliveryOutlet()
         self.delivery = Delivery(
             addresses,
@@ -107,11 +126,11 @@ class Machine:
         )
         self.outlet.delivery = self.delivery
         rate = settings.identity.requests_per_sec
-        policy = RetryPolicy(
-            max_retries=settings.relay.max_retries,
-            first_delay_s=settings.relay.retry_backoff_ms / 1000,
-            breaker_s=settings.backfiller.host_breaker_sec,
-            give_up_on_silent_hosts=batch is not None,
+        self.live_lane = LiveLane(self.keeper, self.delivery)
+        room = max(CLAIMED_AHEAD, 2 * settings.backfiller.parallel_backfills)
+        per_host = max(
+            2 * settings.backfiller.host_connections,
+            min(CLAIMED_AHEAD, int(settings.backfiller.host_requests_per_sec / 2)),
         )
         self.pipeline = Pipeline(
             keeper=self.keeper,
@@ -123,9 +142,10 @@ class Machine:
             operations=self.operations,
             worker_seats=self.plan.workers,
             clock=self.clock,
-            patterns=nsid_filter.patterns,
             policy=policy,
             parallel=settings.backfiller.parallel_backfills,
+            room=room,
+            per_host=per_host,
             fresh_identity_s=settings.identity.fresh_sec,
             fetch_timeout_s=settings.backfiller.fetch_timeout_sec,
             verify_signatures=settings.verify.signatures,
@@ -139,46 +159,81 @@ class Machine:
             hosts=self.gate,
             tasks=self.tasks,
             clock=self.clock,
-            room=max(CLAIMED_AHEAD, 2 * settings.backfiller.parallel_backfills),
-            per_host=max(
-                2 * settings.backfiller.host_connections,
-                min(CLAIMED_AHEAD, int(settings.backfiller.host_requests_per_sec / 2)),
-            ),
+            room=room,
+            per_host=per_host,
             give_up_silent_s=policy.max_retries * policy.breaker_s if batch is not None else None,
         )
+        self.keeper.outlet, self.keeper.fetching = self.live_lane, self.pipeline
+        self.live: LiveHalf | None = None
+        self.row_tasks: StoreTasks | None = None  # rows that the stream asks for wait for no other question
+        if follow is not None:
+            self.row_tasks = StoreTasks(
+                database, epoch, self.engine.post, on_death=on_death, on_away=on_store, name="store-rows"
+            )
+            self.live = LiveHalf(
+                follow,
+                settings,
+                engine=self.engine,
+                keeper=self.keeper,
+                tasks=self.row_tasks,
+                clock=self.clock,
+                patterns=nsid_filter.patterns,
+                operator_origins=operator_origins,
+                limits=_limits(settings),
+                max_operation_bytes=settings.grpc.max_message_size - MESSAGE_OVERHEAD_BYTES,
+                blocked=lambda: self.live_lane.is_blocked,
+                send=self.children.send_verify,
+                resolve=self.pipeline.resolve,
+                on_death=on_death,
+            )
+            self.keeper.stream = self.live.sequencer
         self._seat_children(spool_dir)
         self.engine.children = self.children
         self.engine.handle = self._handle
-        self.engine.pump = self.pipeline.pump
+        self.engine.pump = self._pump
         self.engine.every(0.02, self.scheduler.tick)
-        self.engine.every(5.0, self.pipeline.look_for_stuck_children)
+        self.engine.every(5.0, self._look_for_stuck_children)
+        self.engine.every(5.0, self.keeper.look_after_resting)
 
     def start(self) -> None:
         """Start the threads; the engine starts the children."""
         self.checkpointer.start()
         self.tasks.start()
+        if self.row_tasks is not None:
+            self.row_tasks.start()
         self.delivery.start()
         self.engine.start()
         self.engine.post(self.scheduler.look_for_tells)
+        if self.live is not None:
+            self.live.tailer.start()
+
+    def tail_view(self) -> TailView | None:
+        """What the live half is doing; None: no stream is followed. Any thread."""
+        return None if self.live is None else self.live.view()
 
     def stop(self, deadline: float) -> bool:
         """Stop along the flow: no new work, what is on its way to the ingesters, what is to be stored, the children.
 
         `deadline` is monotonic seconds; what has not ended by then is done again by the next start. True: everything ended.
         """
+        if self.live is not None:
+            self.live.stop_reading(deadline)
         calm = self._call(self._stop_intake, deadline)
         while calm and self.engine.is_alive() and time.monotonic() < deadline:
-            if self.pipeline.in_delivery == 0 and self.keeper.waiting == 0:
+            if self._is_delivered() and self.keeper.waiting == 0:
                 break
             if not self.checkpointer.is_alive():
                 break  # fenced, perhaps: nothing more can be stored, so nothing more may go out
             self.engine.stopping.wait(0.02)
-        calm = self.pipeline.in_delivery == 0
+        calm = self._is_delivered()
         self.tasks.request_stop()
+        if self.row_tasks is not None:
+            self.row_tasks.request_stop()
+        self.live_lane.is_stopping = True
         self.delivery.request_stop()
         # Storing is never cut short by the ingesters' slowness: it gets time of its own.
         store_by = max(deadline, time.monotonic() + 5.0)
-        self._call(lambda: None, store_by)
+        self._call(self._put_last_cursor, store_by)
         self.checkpointer.request_stop()
         stored = self.checkpointer.join(store_by)
         stopped = self._call(lambda: self.children.stop(time.monotonic() + 2.0), store_by + 3.0)
@@ -186,12 +241,16 @@ class Machine:
         ended = self.engine.join(store_by + 4.0)
         self.delivery.join(time.monotonic() + 2.0)
         self.tasks.join(time.monotonic() + 2.0)
+        if self.row_tasks is not None:
+            self.row_tasks.join(time.monotonic() + 2.0)
         if not (ended and stopped):
             # The engine died, or hangs: nobody else ends them, and they ignore every signal but SIGKILL.
             self.children.stop(time.monotonic() + 1.0)
         self.engine.close()
         self.cars.close()
         self.operations.close()
+        if self.live is not None:
+            self.live.close()
         return calm and stored and ended
 
     def is_stuck(self) -> str | None:
@@ -204,7 +263,46 @@ class Machine:
 
     def _stop_intake(self) -> None:
         self.scheduler.paused = True
+        if self.live is not None:
+            self.live.sequencer.stop_taking()
         self.pipeline.stop_accepting()
+
+    def _is_delivered(self) -> bool:
+        """Is everything that was sent acknowledged, and every frame in hand proved? Any thread."""
+        if self.pipeline.in_delivery or self.keeper.in_flight:
+            return False
+        return self.live is None or self.live.sequencer.is_quiet
+
+    def _put_last_cursor(self) -> None:
+        if self.live is not None:
+            self.live.sequencer.store_cursor()
+
+    def _pump(self) -> float | None:
+        self.live_lane.pump()
+        soon = [self.pipeline.pump()]
+        if self.live is not None:
+            soon.append(self.live.pump())
+        return min((at for at in soon if at is not None), default=None)
+
+    def _look_for_stuck_children(self) -> None:
+        self.pipeline.look_for_stuck_children()
+        if self.live is not None:
+            for seat in self.live.sequencer.overdue(self.clock.monotonic()):
+                self.children.kill("verify", seat, "a job took too long")
+
+    def _child_started(self, role: str, seat: int) -> None:
+        if role == "verify":
+            assert self.live is not None
+            self.live.sequencer.child_started(seat)
+        else:
+            self.pipeline.child_started(role, seat)
+
+    def _child_died(self, role: str, seat: int, why: str) -> None:
+        if role == "verify":
+            assert self.live is not None
+            self.live.sequencer.child_died(seat)
+        else:
+            self.pipeline.child_died(role, seat, why)
 
     def _call(self, do: Callable[[], None], deadline: float) -> bool:
         """Run something in the engine's thread and wait for it."""
@@ -230,6 +328,10 @@ class Machine:
         self.engine.post_lazily(lambda: self.pipeline.seats.copied(seat, slot))
 
     def _handle(self, role: str, seat: int, message: object) -> None:
+        if role == "verify":
+            assert self.live is not None
+            self.live.said(seat, message)
+            return
         if isinstance(message, Resolved | Fetched | FetchFailed | Checked):
             self.children.answered(role, seat)
         self.pipeline.child_said(role, seat, message)
@@ -239,21 +341,12 @@ class Machine:
 
     def _seat_children(self, spool_dir: Path) -> None:
         settings = self.settings
-        limits = Limits(
-            record_bytes=settings.verify.max_record_bytes,
-            block_bytes=settings.verify.max_block_bytes,
-            blocks=settings.verify.max_blocks,
-            cbor_depth=settings.verify.max_cbor_depth,
-            cbor_items=settings.verify.max_cbor_items,
-            tree_depth=settings.verify.max_tree_depth,
-            node_entries=settings.verify.max_node_entries,
-        )
         worker = WorkerSettings(
             encoding=RecordEncoding(settings.delivery.record_encoding),
             chunk_bytes=settings.delivery.batch_bytes,
             chunk_operations=settings.backfiller.parallel_record_creates,
             max_operation_bytes=settings.grpc.max_message_size - MESSAGE_OVERHEAD_BYTES,
-            limits=limits,
+            limits=_limits(settings),
             log_level=settings.log_level,
             log_format=settings.log_format,
         )
@@ -279,6 +372,22 @@ class Machine:
             self.children.add("worker", seat, start_worker)
         for seat in range(self.plan.fetchers):
             self.children.add("fetch", seat, start_fetcher)
+        if self.live is not None:
+            for seat in range(settings.verify.workers):
+                self.children.add("verify", seat, self.live.start_verifier)
+
+
+def _limits(settings: Settings) -> Limits:
+    verify = settings.verify
+    return Limits(
+        record_bytes=verify.max_record_bytes,
+        block_bytes=verify.max_block_bytes,
+        blocks=verify.max_blocks,
+        cbor_depth=verify.max_cbor_depth,
+        cbor_items=verify.max_cbor_items,
+        tree_depth=verify.max_tree_depth,
+        node_entries=verify.max_node_entries,
+    )
 
 
 def operator_origins(settings: Settings, hosts: tuple[str, ...] = ()) -> tuple[str, ...]:

@@ -7,6 +7,13 @@ FROM json_to_recordset(%(rows)s) AS v (did text, partition smallint, rev text), 
 ON CONFLICT (did) DO NOTHING
 RETURNING did;
 
+-- insert_streamed(rows json)       called by the checkpointer, before store_rows of the same rows: repos that the stream made known
+-- Primary key. A listing may have found one at the same time: its row stays, and store_rows writes ours over it.
+INSERT INTO repo (did, partition, state, next_attempt_at)
+SELECT v.did, v.partition, 'discovered', to_timestamp(v.next_attempt_at)
+FROM json_to_recordset(%(rows)s) AS v (did text, partition smallint, next_attempt_at float8)
+ON CONFLICT (did) DO NOTHING;
+
 -- update_known(rows json, batch, named, now) -> state, new state, tracked, wanted, newly to check, covers, count
 --                                                called by repos.upsert_discovered, after insert_new
 -- Primary key. Locks in DID order; writes only what differs, so that listing again what is at rest costs no write.

@@ -366,7 +366,7 @@ def test_each_ingester_gets_its_own_dids_and_an_absent_one_does_not_hold_the_oth
             wait_until(lambda: len(owner.acked) == 5 * len(reachable), "the others are done")
             for one in (stranger, other):
                 assert {did for did, _ in one.stored} == {did for did in dids if home[did] == one.address}
-            gone = owner.delivery.discard(unlucky)
+            gone = owner.delivery.discard(unlucky, Lane.BACKFILL)
             assert [segment.did for segment in gone] == [unlucky] * 50
             assert owner.delivery.has_room(unlucky)
             assert owner.delivery.drain(time.monotonic() + DEADLINE_S)

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from relay.atproto.nsid_filter import NsidFilter
 from relay.backfill import messages as m
 from relay.backfill.pipeline import Pipeline
 from relay.backfill.snapshots import Token
@@ -34,10 +35,11 @@ from relay.pb.encode import (
     encode_repo_end,
     split_operations,
 )
-from relay.repos.checkpointer import Change, Checkpointer, Stored
+from relay.repos.checkpointer import Change, Checkpointer, Stored, last_rows
 from relay.repos.failures import RetryPolicy
-from relay.repos.keeper import Keeper
+from relay.repos.keeper import Keeper, LivePiece
 from relay.repos.lifecycle import FINISHED
+from relay.repos.live_events import LiveToken
 from relay.runtime.clock import ManualClock
 from relay.store.repos import RepoRow
 
@@ -116,11 +118,37 @@ class Told:
     active: bool | None = None
 
 
+class LiveLane:
+    """Tellings go the same way as pieces of snapshots, and always find room."""
+
+    def __init__(self, stage: Rehearsal) -> None:
+        self._stage = stage
+
+    def offer(self, did: str, payload: Any, operations: int, token: LiveToken) -> bool:
+        raise AssertionError("there is no stream")
+
+    def tell(self, did: str, payload: bytes, token: LiveToken) -> None:
+        ((place, size),) = split_operations(payload)
+        operation = decode_operation(payload[place : place + size])
+        row = self._stage.db[did]
+        assert row.tell_time_us == operation.time_us, "a status was told that is not stored"
+        self._stage.queue.append(Piece(did, payload, LivePiece(self._stage.keeper, did, token), None))
+
+    def withdraw(self, did: str, tokens: Sequence[LiveToken]) -> list[LiveToken]:
+        return []
+
+
 class Rehearsal:
     """See the module. Every public method is one step of somebody; `pump` is the end of each round of the engine."""
 
     def __init__(
-        self, folder: Path, *, car_slots: int = 3, slots_per_worker: int = 3, policy: RetryPolicy = POLICY
+        self,
+        folder: Path,
+        *,
+        car_slots: int = 3,
+        slots_per_worker: int = 3,
+        policy: RetryPolicy = POLICY,
+        room: int = 8,
     ) -> None:
         self.folder = folder
         self.clock = ManualClock()
@@ -142,7 +170,11 @@ class Rehearsal:
         self.workers = {0: WorkerChild(), 1: WorkerChild()}
         self.killed: list[tuple[str, int]] = []
         self.stopped = False
-        self.keeper = Keeper(cast(Checkpointer, self), self.clock, batch=BATCH)
+        wanted = NsidFilter.parse(("app.bsky.",))
+        self.keeper = Keeper(
+            cast(Checkpointer, self), self.clock, batch=BATCH, wanted=wanted, policy=policy, buffer_operations=100
+        )
+        self.keeper.outlet = LiveLane(self)
         self.cars = Arena("test-cars", car_slots, SLOT_BYTES)
         self.operations = Arena("test-operations", 2 * slots_per_worker, SLOT_BYTES)
         gate_policy = HostPolicy(requests_per_s=1000.0, burst=30.0, connections=2, breaker_s=policy.breaker_s)
@@ -156,9 +188,10 @@ class Rehearsal:
             operations=self.operations,
             worker_seats=2,
             clock=self.clock,
-            patterns=("app.bsky.",),
             policy=policy,
             parallel=4,
+            room=room,
+            per_host=4,
             fresh_identity_s=3600.0,
             fetch_timeout_s=60.0,
             verify_signatures=True,
@@ -166,6 +199,7 @@ class Rehearsal:
             spool_dir=folder,
             metrics=Metrics(version="test"),
         )
+        self.keeper.fetching = self.pipeline
         self.seated: set[tuple[str, int]] = set()
         for seat in self.workers:
             self.restart("worker", seat)
@@ -408,22 +442,21 @@ class Rehearsal:
         for place, size in split_operations(payload):
             operation = decode_operation(payload[place : place + size])
             row = self.db[did]
-            if OpType(operation.type) is OpType.ACCOUNT:
-                assert row.tell_time_us == operation.time_us, "a status was told that is not stored"
-            else:
-                assert (row.rev_begun or "") >= operation.rev, "operations of a beginning that is not stored"
-                assert row.touched
+            assert (row.rev_begun or "") >= operation.rev, "operations of a beginning that is not stored"
+            assert row.touched
         self.queue.append(Piece(did, payload, token, copied))
         return True
 
-    def discard(self, did: str) -> None:
+    def discard(self, did: str) -> int:
         kept: deque[Piece] = deque()
         for piece in self.queue:
-            if piece.did != did:
+            if piece.did != did or piece.copied is None:
                 kept.append(piece)
-            elif piece.copied is not None:
+            else:
                 piece.copied()
+        discarded = len(self.queue) - len(kept)
         self.queue = kept
+        return discarded
 
     def send(self) -> bool:
         """Write the oldest piece to the stream: its bytes are copied."""
@@ -489,7 +522,7 @@ class Rehearsal:
             return False
         batch = [self.to_store.popleft() for _ in range(min(count, len(self.to_store)))]
         corrected: dict[str, RepoState] = {}
-        for row in {change.row.did: change.row for change in batch if change.row is not None}.values():
+        for row in last_rows(batch).values():
             state = self._store_row(copy.copy(row))
             if state is not row.state:
                 corrected[row.did] = state
@@ -650,10 +683,10 @@ class Rehearsal:
                 self.ask_for_retries()
             while self.run_ask():
                 pass
-            before = (len(self.pipeline.works), len(self.keeper.rows), self.keeper.waiting)
+            before = (len(self.pipeline.works), len(self.keeper.residents), self.keeper.waiting)
             while self.hear(self.answers):
                 pass
-            moved |= before != (len(self.pipeline.works), len(self.keeper.rows), self.keeper.waiting)
+            moved |= before != (len(self.pipeline.works), len(self.keeper.residents), self.keeper.waiting)
             for role, seats in (("worker", self.workers), ("fetch", self.fetchers)):
                 for seat in cast(dict[int, Any], seats):
                     while self.hear_child(role, seat):
@@ -674,7 +707,7 @@ class Rehearsal:
     def _is_quiet(self) -> bool:
         if self.stopped:
             return not self.pipeline.in_work and not self.keeper.waiting
-        return not self.keeper.rows and all(
+        return not self.keeper.residents and all(
             row.state in FINISHED and (row.check_due is None or row.state is RepoState.QUARANTINED)
             for row in self.db.values()
         )
@@ -696,7 +729,7 @@ class Rehearsal:
         assert +self.keeper.targets == found
         if self.stopped:
             return
-        assert not self.keeper.rows
+        assert not self.keeper.residents
         assert len(pipeline.resolves) == 0
         for row in self.db.values():
             assert row.state in FINISHED, row

@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from relay.backfill.downloads import Downloads
 from relay.backfill.work import Stage, Work
 from relay.ipc.arena import SlotAccount
-from relay.model import RepoState
 from relay.net.gate import HostGate
 from relay.net.hosts import HostPolicy, HostTable, Outcome
 from relay.runtime.clock import ManualClock
-from relay.store.repos import RepoRow
+from tests.unit.backfill.works import a_work
 
 POLICY = HostPolicy(requests_per_s=1000.0, burst=30.0, connections=2, breaker_s=10.0)
 
@@ -37,8 +36,7 @@ def made(*, parallel: int = 4, slots: int = 3) -> tuple[Downloads, Children, Hos
 
 
 def work(number: int, host: str) -> Work:
-    row = RepoRow(did=f"did:plc:{number}", state=RepoState.ACTIVE, host=host)
-    return Work(number=number, row=row, claimed_at=0.0)
+    return a_work(number, host=host)
 
 
 @given(hosts=st.lists(st.integers(0, 4), max_size=30), parallel=st.integers(1, 6), slots=st.integers(1, 6))

@@ -22,6 +22,14 @@ def stage(tmp_path: Path) -> Iterator[Rehearsal]:
     stage.close()
 
 
+@pytest.fixture
+def crowded(tmp_path: Path) -> Iterator[Rehearsal]:
+    """No host has room: what is resolved waits to be claimed."""
+    stage = Rehearsal(tmp_path, room=0)
+    yield stage
+    stage.close()
+
+
 def settle(stage: Rehearsal, *, ingester: bool = True, retries: bool = True) -> None:
     """Let everybody do what can be done now, without time passing."""
     for _ in range(60):
@@ -83,7 +91,8 @@ def test_a_second_verification_with_another_key_is_not_ended_by_its_first_acknow
     assert stage.db[DID].attempts == 0
 
 
-def test_a_claim_that_overtakes_the_word_that_its_repo_is_stored_is_given_back(stage: Rehearsal) -> None:
+def test_a_claim_that_overtakes_the_word_that_its_repo_is_stored_is_taken(crowded: Rehearsal) -> None:
+    stage = crowded
     stage.add(Account(did=DID, host=HOST, pieces=1))
     stage.ask_for_discovered()
     stage.run_ask()
@@ -96,13 +105,35 @@ def test_a_claim_that_overtakes_the_word_that_its_repo_is_stored_is_given_back(s
     stage.run_ask()
     assert stage.db[DID].state is RepoState.ACTIVE
     stage.hear(stage.answers)
-    assert not stage.pipeline.works
+    assert len(stage.pipeline.works) == 1
     stage.hear_stored()
     stage.run_to_the_end()
     assert stage.db[DID].state is RepoState.SYNCED
 
 
-def test_rows_that_were_read_before_they_were_stored_anew_are_left_out(stage: Rehearsal) -> None:
+def test_a_resolved_repo_is_claimed_at_once_where_its_host_has_room_and_fetched_when_that_is_stored(
+    stage: Rehearsal,
+) -> None:
+    stage.add(Account(did=DID, host=HOST, pieces=1))
+    stage.ask_for_discovered()
+    stage.run_ask()
+    stage.hear(stage.answers)
+    stage.pump()
+    stage.fetch(0)
+    stage.hear_child("fetch", 0)
+    stage.pump()
+    assert not stage.pipeline.downloads.queued
+    assert not stage.pipeline.downloads.running
+    stage.store()
+    assert (stage.db[DID].state, stage.db[DID].host) == (RepoState.ACTIVE, HOST)
+    stage.hear_stored()
+    assert stage.pipeline.downloads.queued == 1
+    stage.run_to_the_end()
+    assert stage.db[DID].state is RepoState.SYNCED
+
+
+def test_rows_that_were_read_before_they_were_stored_anew_are_left_out(crowded: Rehearsal) -> None:
+    stage = crowded
     stage.add(Account(did=DID, host=HOST, pieces=1))
     stage.ask_for_discovered()
     stage.run_ask()
@@ -115,7 +146,7 @@ def test_rows_that_were_read_before_they_were_stored_anew_are_left_out(stage: Re
     stage.store()
     stage.hear_stored()  # pending, and forgotten
     stage.hear(stage.answers)
-    assert DID not in stage.keeper.rows
+    assert DID not in stage.keeper.residents
     assert stage.keeper.counts[RepoState.PENDING] == 1
 
 
@@ -217,7 +248,7 @@ def test_a_check_leaves_a_repo_that_waits_for_its_fetch_alone(stage: Rehearsal) 
     stage.run_ask()
     stage.hear(stage.answers)
     assert not stage.pipeline.works
-    assert not stage.keeper.rows
+    assert not stage.keeper.residents
     stage.run_to_the_end()
     assert stage.db[DID].check_due is None
 

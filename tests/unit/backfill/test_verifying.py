@@ -7,8 +7,7 @@ from typing import Any
 from relay.backfill.messages import CancelJob, FreeSlots, VerifyRepo
 from relay.backfill.verifying import JOBS_AHEAD, SMALL_JOBS_AHEAD, WorkerSeats
 from relay.backfill.work import Stage, Work
-from relay.model import RepoState
-from relay.store.repos import RepoRow
+from tests.unit.backfill.works import a_work
 
 
 class Children:
@@ -33,8 +32,7 @@ def made(seats: int = 2, slots: int = 3) -> tuple[WorkerSeats, Children]:
 
 
 def work(number: int, size: int = 1 << 20) -> Work:
-    row = RepoRow(did=f"did:plc:{number}", state=RepoState.ACTIVE)
-    return Work(number=number, row=row, claimed_at=0.0, size=size)
+    return a_work(number, size=size)
 
 
 def message(each: Work) -> VerifyRepo:

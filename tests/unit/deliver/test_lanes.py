@@ -161,7 +161,7 @@ def test_others_are_taken_around_a_did_which_stays_in_order(pieces: list[tuple[L
         assert [s for s in kept if s.lane is lane] == [s for s in mine if s.lane is lane]
 
 
-def test_discard_returns_everything_queued_of_one_did_and_nothing_else() -> None:
+def test_discard_returns_what_one_did_has_in_a_lane_and_nothing_else() -> None:
     lanes = Lanes(limit_operations=MANY, backfill_share=0.2)
     first = sized("did:plc:a", 10)
     other = sized("did:plc:b", 20)
@@ -169,8 +169,10 @@ def test_discard_returns_everything_queued_of_one_did_and_nothing_else() -> None
     live = sized("did:plc:a", 40, lane=Lane.LIVE)
     for segment in (first, other, second, live):
         lanes.offer(segment)
-    assert lanes.discard("did:plc:a") == [live, first, second]
-    assert lanes.discard("did:plc:a") == []
+    assert lanes.discard("did:plc:a", Lane.BACKFILL, lambda segment: segment is second) == [second]
+    assert lanes.discard("did:plc:a", Lane.BACKFILL) == [first]
+    assert lanes.discard("did:plc:a", Lane.BACKFILL) == []
+    assert lanes.discard("did:plc:a", Lane.LIVE) == [live]
     assert (lanes.operations, lanes.bytes) == (1, 20)
     assert take_all(lanes) == [other]
 
