@@ -19,7 +19,7 @@ class Batch:
     """One run; `spec` says what was asked for, in one canonical form. Times are wall seconds.
 
     Handed over: the service that holds the lease lists `sources` (JSON; None: the targets have their rows already), and finishes
-    the batch. `failed_listings`: sentences, of listings without a complete answer.
+    the batch. `failed_listings`: (host, why) of each listing without a complete answer.
     """
 
     id: int
@@ -30,7 +30,7 @@ class Batch:
     handed_over_at: float | None = None
     sources: str | None = None
     enumerated_at: float | None = None
-    failed_listings: tuple[str, ...] = ()
+    failed_listings: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,14 +58,19 @@ def finish_batch(cur: Cursor, batch: int, now: float, note: str = "") -> bool:
     return cur.rowcount == 1
 
 
-def hand_over(cur: Cursor, batch: int, sources: str, now: float) -> None:
-    """Let the holder of the lease enumerate and finish an unfinished batch, from the start or from where its listings are."""
+def hand_over(cur: Cursor, batch: int, sources: str | None, now: float) -> None:
+    """Let the holder of the lease enumerate and finish an unfinished batch; `sources` None: every target has its row already."""
     cur.execute(_SQL["hand_over"], {"id": batch, "sources": sources, "now": now})
 
 
-def enumerated(cur: Cursor, batch: int, failed_listings: Sequence[str], now: float) -> None:
+def take_back(cur: Cursor, batch: int) -> None:
+    """Let nobody finish an unfinished batch meanwhile: its targets are being put in."""
+    cur.execute(_SQL["take_back"], {"id": batch})
+
+
+def enumerated(cur: Cursor, batch: int, failed_listings: Sequence[tuple[str, str]], now: float) -> None:
     """Every target has its row; `failed_listings` says which may be missing."""
-    text = orjson.dumps([printable(each) for each in failed_listings]).decode()
+    text = orjson.dumps([[host, printable(why)] for host, why in failed_listings]).decode()
     cur.execute(_SQL["enumerated"], {"id": batch, "failed_listings": text, "now": now})
 
 
@@ -106,5 +111,5 @@ def _batch(row: tuple[Any, ...]) -> Batch:
         handed_over_at=handed_over_at,
         sources=sources,
         enumerated_at=enumerated_at,
-        failed_listings=tuple(orjson.loads(failed)) if failed else (),
+        failed_listings=tuple((host, why) for host, why in orjson.loads(failed)) if failed else (),
     )

@@ -14,7 +14,7 @@ _SQL = load_statements("partitions")
 class Partition:
     """The row. Times are wall seconds of the server's clock; `cursor` counts in the sequence of `upstream`.
 
-    Filters are canonical, comma-joined patterns ('' is everything). `filter`: in force at the service that holds the lease;
+    Filters are canonical, comma-joined patterns ('' is everything). `filter`: in force at the service that holds the lease, None: it is none;
     `filter_compared`: the last one that every synced repo was compared with.
     """
 
@@ -73,8 +73,8 @@ def store_first_cursor(cur: Cursor, upstream: str, cursor: int, cursor_time_us: 
     return cur.rowcount == 1
 
 
-def store_filter(cur: Cursor, in_force: str | None) -> None:
-    """Say which filter is in force at the holder (None: it is no service); in its first (fenced) transaction."""
+def store_filter(cur: Cursor, in_force: str) -> None:
+    """Say which filter is in force at the holder, a service; in its first (fenced) transaction."""
     cur.execute(_SQL["store_filter"], {"filter": in_force})
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from relay.discovery.listing import EnumerationResult
 from relay.errors import StoreAway, StoreError, StoreFenced
 from relay.model import RepoState
 from relay.observe.log import get_logger
 from relay.runtime.backoff import Backoff
-from relay.store import batches, dead_letters, instances, repos
+from relay.store import batches, dead_letters, repos
 from relay.store.pool import Database
 from relay.store.statements import Cursor
 
@@ -44,16 +43,8 @@ class Summary:
 class Books:
     """Closes the books of one batch. `epoch()` is the lease's; nothing of the run is at work any more."""
 
-    def __init__(
-        self, database: Database, epoch: Callable[[], int], summary: Summary, *, batch: int, instance: int
-    ) -> None:
-        self._database, self._epoch, self._summary, self._batch, self._instance = (
-            database,
-            epoch,
-            summary,
-            batch,
-            instance,
-        )
+    def __init__(self, database: Database, epoch: Callable[[], int], summary: Summary, *, batch: int) -> None:
+        self._database, self._epoch, self._summary, self._batch = database, epoch, summary, batch
         self._patience = threading.Event()  # never set: to wait
 
     def close(self, *, finished: bool, now: float) -> None:
@@ -78,28 +69,32 @@ class Books:
                 return
 
     def _write(self, cursor: Cursor, finished: bool, now: float) -> None:
-        summary, batch = self._summary, self._batch
-        summary.counts = repos.count_by_state(cursor, batch)
-        summary.dead_letters = sum(dead_letters.count_by_reason(cursor).values())
-        summary.reasons = repos.reasons_of_batch(cursor, batch)
-        summary.quarantined = [
-            (row.did, row.reason, row.last_error)
-            for row in repos.quarantined_of_batch(cursor, batch, QUARANTINED_LISTED)
-        ]
+        read_result(cursor, self._batch, self._summary)
         if finished:
-            batches.finish_batch(cursor, batch, now, json.dumps(summary.counts))
-        instances.unregister(cursor, self._instance)
+            batches.finish_batch(cursor, self._batch, now, json.dumps(self._summary.counts))
 
 
-def missing_targets(result: EnumerationResult, *, upstream: str | None, counts: dict[RepoState, int]) -> str | None:
-    """Say what was not enumerated, where that means that targets may be missing.
+def read_result(cursor: Cursor, batch: int, summary: Summary) -> None:
+    """Read how a batch's targets stand into the summary."""
+    summary.counts = repos.count_by_state(cursor, batch)
+    summary.dead_letters = sum(dead_letters.count_by_reason(cursor).values())
+    summary.reasons = repos.reasons_of_batch(cursor, batch)
+    summary.quarantined = [
+        (row.did, row.reason, row.last_error) for row in repos.quarantined_of_batch(cursor, batch, QUARANTINED_LISTED)
+    ]
+
+
+def missing_targets(
+    failed: Sequence[tuple[str, str]], *, upstream: str | None, counts: Mapping[RepoState, int]
+) -> str | None:
+    """Say what was not enumerated (host, why), where that means that targets may be missing.
 
     `upstream`: the origin a whole network is listed by. Of a whole network some hosts are always away, and their repos are known from
     the upstream: those only stand in the summary. None: the targets were named, and each listing counts.
     """
-    failed = [each for each in result.failed if upstream is None or each.host == upstream]
-    if result.failed and not sum(counts.values()):
-        failed = list(result.failed)
-    if not failed:
+    counting = [each for each in failed if upstream is None or each[0] == upstream]
+    if failed and not sum(counts.values()):
+        counting = list(failed)
+    if not counting:
         return None
-    return f"not everything could be enumerated, so targets may be missing: {failed[0].host}: {failed[0].text}"
+    return "not everything could be enumerated, so targets may be missing: " + ": ".join(counting[0])

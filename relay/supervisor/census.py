@@ -38,21 +38,26 @@ class _Count:
 
 
 class Census:
-    """`look` is to be called about once a second; `is_listing()`: does the enumeration still run?"""
+    """`look` is to be called about once a second; `is_listing()`: does an enumeration still run? `batch` None: there is none."""
 
-    def __init__(self, keeper: Keeper, tasks: StoreTasks, batch: int, is_listing: Callable[[], bool]) -> None:
+    def __init__(self, keeper: Keeper, tasks: StoreTasks, batch: int | None, is_listing: Callable[[], bool]) -> None:
         self._keeper, self._tasks, self._is_listing = keeper, tasks, is_listing
         self._whole = _Count("count repos", keeper.counts, lambda cur: repos.count_by_state(cur))
-        self._targets = _Count("count targets", keeper.targets, lambda cur: repos.count_by_state(cur, batch))
+        self._targets: _Count | None = None
+        if batch is not None:
+            self._targets = _Count("count targets", keeper.targets, lambda cur: repos.count_by_state(cur, batch))
         self._was_listing = True
 
     def look(self) -> None:
         listing = self._is_listing()
         if self._was_listing and not listing:
             self._was_listing = False
-            self._whole.due_at = self._targets.due_at = 0.0
+            self._whole.due_at = 0.0
+            if self._targets is not None:
+                self._targets.due_at = 0.0
         self._take_if_due(self._whole, EVERY_S)
-        self._take_if_due(self._targets, WHILE_LISTING_S if listing else EVERY_S)
+        if self._targets is not None:
+            self._take_if_due(self._targets, WHILE_LISTING_S if listing else EVERY_S)
 
     def page(self, result: UpsertResult, uncovered: int) -> None:
         """A page of discovered repos is stored; which of them were targets before only the next count tells."""

@@ -9,8 +9,13 @@ UPDATE batch SET finished_at = to_timestamp(%(now)s), note = %(note)s WHERE id =
 
 -- hand_over(id, sources, now)      called by backfill beside a service; primary key
 -- The same command again: everything is enumerated anew, as by a backfill of its own.
-UPDATE batch SET handed_over_at = to_timestamp(%(now)s), sources = %(sources)s, enumerated_at = NULL, failed_listings = NULL
+UPDATE batch
+SET handed_over_at = to_timestamp(%(now)s), sources = %(sources)s, failed_listings = NULL,
+    enumerated_at = CASE WHEN %(sources)s IS NULL THEN to_timestamp(%(now)s) END
 WHERE id = %(id)s AND finished_at IS NULL;
+
+-- take_back(id)      called by backfill beside a service, before it puts named DIDs in; primary key
+UPDATE batch SET handed_over_at = NULL, enumerated_at = NULL WHERE id = %(id)s AND finished_at IS NULL;
 
 -- enumerated(id, failed_listings, now)      called by whoever enumerated a handed-over batch; primary key
 UPDATE batch SET enumerated_at = to_timestamp(%(now)s), failed_listings = %(failed_listings)s WHERE id = %(id)s;

@@ -11,7 +11,7 @@ UPDATE partition SET upstream = %(upstream)s, cursor = %(cursor)s, cursor_time_u
 UPDATE partition SET upstream = %(upstream)s, cursor = %(cursor)s, cursor_time_us = %(cursor_time_us)s
 WHERE id = 0 AND (cursor IS NULL OR upstream IS DISTINCT FROM %(upstream)s);
 
--- store_filter(filter)      called by the new holder of the lease, at start
+-- store_filter(filter)      called by a service that has taken the lease; taking it has cleared what the one before said
 UPDATE partition SET filter = %(filter)s WHERE id = 0;
 
 -- store_filter_compared(filter)      called by a service when it has compared every synced repo with its filter
@@ -28,7 +28,7 @@ SELECT set_config('lock_timeout', %(limit)s, true);
 
 -- take(owner, seconds) -> epoch      called by cluster.leases with the lock in hand; waits for the transactions of the old epoch
 UPDATE partition
-SET owner = %(owner)s, epoch = epoch + 1, renewed_at = clock_timestamp(),
+SET owner = %(owner)s, epoch = epoch + 1, renewed_at = clock_timestamp(), filter = NULL,
     lease_until = clock_timestamp() + make_interval(secs => %(seconds)s)
 WHERE id = 0
 RETURNING epoch;

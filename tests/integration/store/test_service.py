@@ -100,8 +100,8 @@ def test_the_filter_in_force_and_the_one_compared_are_two_facts(database: Databa
         partitions.store_filter(cur, "")
         partitions.store_filter_compared(cur, "app.bsky.")
         assert (partitions.read(cur).filter, partitions.read(cur).filter_compared) == ("", "app.bsky.")
-        partitions.store_filter(cur, None)
-        assert partitions.read(cur).filter is None
+        assert partitions.take(cur, "another", 10) == partitions.read(cur).epoch
+        assert partitions.read(cur).filter is None, "who takes the lease may be no service"
 
 
 class TestHandedOverBatches:
@@ -113,21 +113,21 @@ class TestHandedOverBatches:
             (found,) = batches.list_handed_over(cur)
             assert (found.id, found.handed_over_at, found.enumerated_at) == (batch, NOW + 1, None)
             assert found.sources == '{"network": "https://relay.example"}'
-            batches.enumerated(cur, batch, ["https://pds.example: away"], NOW + 2)
+            batches.enumerated(cur, batch, [("https://pds.example", "away")], NOW + 2)
             (found,) = batches.list_handed_over(cur)
-            assert (found.enumerated_at, found.failed_listings) == (NOW + 2, ("https://pds.example: away",))
+            assert (found.enumerated_at, found.failed_listings) == (NOW + 2, (("https://pds.example", "away"),))
             batches.finish_batch(cur, batch, NOW + 3)
             assert batches.list_handed_over(cur) == []
             assert [each.id for each in batches.list_unfinished(cur)] == [alone]
             finished = batches.get(cur, batch)
             assert finished is not None
-            assert finished.failed_listings == ("https://pds.example: away",)
+            assert finished.failed_listings == (("https://pds.example", "away"),)
 
     def test_handed_over_again_it_is_enumerated_again(self, database: Database) -> None:
         with database.transaction("try") as cur:
             batch, _ = batches.open_batch(cur, "mine", NOW)
             batches.hand_over(cur, batch, "{}", NOW)
-            batches.enumerated(cur, batch, ["x"], NOW)
+            batches.enumerated(cur, batch, [("x", "y")], NOW)
             batches.hand_over(cur, batch, "{}", NOW + 5)
             (found,) = batches.list_handed_over(cur)
             assert (found.enumerated_at, found.failed_listings) == (None, ())
