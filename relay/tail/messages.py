@@ -82,10 +82,10 @@ class VerifyFrames(NamedTuple):
 
 
 class FrameResult(NamedTuple):
-    """What became of one frame. CIDs have 36 bytes. `operations`: how many stand at `offset`, `length` bytes of them.
-
-    `ops_total`: operations of the commit, wanted or not. `is_first`: a repo's first commit, which holds all of it. `refused`:
-    wanted operations that cannot be delivered, as (collection, rkey, CID as text, reason, bytes): for the dead letters.
+    """What became of one frame. CIDs have 36 bytes. `operations`: how many stand at `offset`, `length` bytes of them; `updates` and
+    `deletes` of those, the others create. `ops_total`: operations of the commit, wanted or not. `is_first`: a repo's first commit,
+    which holds all of it. `refused`: wanted operations that cannot be delivered, as (collection, rkey, CID as text, reason,
+    bytes): for the dead letters.
     """
 
     seq: int
@@ -107,6 +107,8 @@ class FrameResult(NamedTuple):
     active: bool | None = None
     status: str | None = None
     handle: str | None = None
+    updates: int = 0
+    deletes: int = 0
 
 
 class FramesVerified(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from relay.model import Identity
+from relay.model import Identity, OpType
 from relay.repos import live_events as e
 from relay.repos.checkpointer import CursorChange
 from relay.repos.live import LiveRepo
@@ -59,6 +59,7 @@ class TailView:
     time_us: int | None  # of the newest event read
     events: Mapping[str, int]  # read, by kind
     outcomes: Mapping[str, int]  # frames by what became of them
+    made: Mapping[OpType, int]  # operations of proved commits, forwarded or not
     invalid: Mapping[str, int]  # by reason
     ignored: Mapping[str, int]
     incidents: Mapping[str, int]

@@ -267,6 +267,7 @@ class Sequencer:
             time_us=status.time_us,
             events=status.events,
             outcomes=dict(self._turns.outcomes),
+            made=dict(self._turns.made),
             invalid=dict(self._turns.invalid),
             ignored=status.ignored,
             incidents=status.incidents,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from relay.model import Identity
+from relay.model import Identity, OpType
 from relay.observe.log import get_logger
 from relay.repos import live_events as e
 from relay.runtime.clock import Clock
@@ -44,6 +44,7 @@ class Turns:
         self.queues: dict[str, DidQueue] = {}
         self.outcomes: Counter[str] = Counter()  # frames by what became of them
         self.invalid: Counter[str] = Counter()  # by reason
+        self.made: Counter[OpType] = Counter()  # operations of proved commits
         self._asked: int | None = None  # the position whose proof was asked for while its FrameSeen was fed
 
     # --- queues -------------------------------------------------------------------------------------------------------
@@ -200,6 +201,10 @@ class Turns:
     def _note(self, frame: FrameInHand, result: FrameResult) -> None:
         """Count what became of a frame, and keep it if nobody knows what it would have brought."""
         self.outcomes[Outcome(result.outcome).name.lower()] += 1
+        if result.operations and result.outcome == Outcome.COMMIT:
+            self.made[OpType.CREATE] += result.operations - result.updates - result.deletes
+            self.made[OpType.UPDATE] += result.updates
+            self.made[OpType.DELETE] += result.deletes
         if result.outcome == Outcome.INVALID or result.outcome == Outcome.BAD_FRAME:
             reason = result.reason or "invalid"
             self.invalid[reason] += 1

@@ -156,6 +156,7 @@ class FrameVerifier:
     def _commit(self, message: CommitMessage, commit: VerifiedCommit, envelope: FrameToVerify) -> Verdict:
         operations: list[bytes] = []
         refused: list[tuple[str, str, str, str, int]] = []
+        updates = deletes = 0
         if not envelope.flags & FrameFlag.PROVE_ONLY:
             for write in commit.writes:
                 operation = self._encode(message, write)
@@ -165,6 +166,8 @@ class FrameVerifier:
                     refused.append((write.collection, write.rkey, text, "operation_too_large", size))
                 else:
                     operations.append(operation)
+                    updates += write.action is Action.UPDATE
+                    deletes += write.action is Action.DELETE
         payload = operations[0] if len(operations) == 1 else b"".join(operations)
         result = FrameResult(
             message.seq,
@@ -183,6 +186,8 @@ class FrameVerifier:
             0,
             len(payload),
             refused,
+            updates=updates,
+            deletes=deletes,
         )
         return Verdict(result, payload)
 

@@ -78,6 +78,7 @@ def test_a_commit_becomes_its_operations(encoding: RecordEncoding) -> None:
     assert (result.rev, result.since, result.time_us) == (COMMIT.rev, COMMIT.since, TIME_US)
     assert (result.data, result.prev_data, result.starting_data) == (COMMIT.data, COMMIT.prev_data, COMMIT.prev_data)
     assert (result.ops_total, result.operations, result.length, result.is_first) == (3, 3, len(payload), False)
+    assert (result.updates, result.deletes) == (1, 1)
     create, update, delete = _operations(payload)
     for operation, path in ((create, POST), (update, PATHS[3]), (delete, PATHS[5])):
         assert f"{operation.collection}/{operation.rkey}".encode() == path
