@@ -42,15 +42,15 @@ class SchemaMismatch(StoreUnusable):
 
 
 def load_migrations() -> list[Migration]:
-    """Return ours in order. Raises ValueError when the numbers are not 1, 2, 3 ..."""
+    """Return ours in order. Numbers may be left out; raises ValueError when one is there twice."""
     found = []
     for entry in resources.files("relay.store").joinpath("migrations").iterdir():
         match = _NAME.fullmatch(entry.name)
         if match is not None:
             found.append(Migration(number=int(match[1]), name=match[2], text=entry.read_text("utf-8")))
     found.sort(key=lambda migration: migration.number)
-    if [migration.number for migration in found] != list(range(1, len(found) + 1)):
-        raise ValueError(f"migrations are not numbered 1 to {len(found)}: {[m.number for m in found]}")
+    if len({migration.number for migration in found}) != len(found):
+        raise ValueError(f"two migrations have one number: {[m.number for m in found]}")
     return found
 
 
@@ -91,7 +91,7 @@ def _missing(cur: Cursor, ours: Sequence[Migration]) -> list[Migration]:
     for number, name, checksum in cur.fetchall():
         if number not in known:
             raise SchemaMismatch(
-                f"the database's schema has migration {number:04} {name}, and this program knows up to {len(ours):04}: "
+                f"the database's schema has migration {number:04} {name}, and this program knows up to {max(known, default=0):04}: "
                 "it was used by a newer version; start that, or restore a backup from before"
             )
         if known[number].checksum != checksum:
