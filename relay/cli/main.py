@@ -20,7 +20,7 @@ from relay.observe.log import configure
 
 # The others answer a question: what they do for it (start the private server) is no news unless it goes wrong.
 LOGGING_COMMANDS = ("backfill",)
-COMMANDS = ("backfill", "demo", "status", "repos", "deadletter", "ingester", "config", "db")
+COMMANDS = ("backfill", "demo", "status", "repos", "reconcile", "deadletter", "ingester", "config", "db")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from relay.discovery.pages import PagePolicy, PageReader
+from relay.discovery.paging import MAX_HOSTS, AskRepos, list_hosts, turn_pages
 from relay.discovery.progress import DiscoveryProgress, ProgressCounter
 from relay.discovery.sink import ListingSink
 from relay.errors import StoreAway
-from relay.net.errors import BadResponse, NetError, Stopped
+from relay.net.errors import NetError, Stopped
 from relay.net.gate import HostGate
-from relay.net.xrpc import HostPage, ListedHost, RepoPage
+from relay.net.xrpc import HostPage, RepoPage
 from relay.observe.log import get_logger
 from relay.runtime.backoff import Backoff
 from relay.runtime.clock import Clock, SystemClock
@@ -32,15 +33,11 @@ KIND_COLLECTION = "collection"
 KIND_HOSTS = "hosts"
 
 HOST_THREADS = 16
-# An upstream that invents hosts must not keep us for ever.
-MAX_HOSTS = 100_000
 MAX_ROUNDS = 10
 NAMED_AT_A_TIME = 5000
 _STORE_RETRY_FIRST_S = 0.5
 _STORE_RETRY_LONGEST_S = 10.0
-_NO_LIST_HOSTS = frozenset((400, 404, 501))
 
-AskRepos = Callable[[str | None], RepoPage]
 _T = TypeVar("_T")
 
 
@@ -227,36 +224,17 @@ class Enumeration:
     def _hosts_of(self, upstream: str) -> list[str]:
         """Return the origins that listHosts gives, the largest hosts first. An upstream without it knows no other host."""
         self._progress.say(source=f"listHosts of {upstream}")
-        hosts: dict[str, ListedHost] = {}
-        cursor: str | None = None
-        seen: set[str] = set()
         started_at = self._clock.now()
-        pages = 0
-        try:
-            while len(hosts) < MAX_HOSTS:
-                self._check_stopping()
-                page = self._reader.read(upstream, lambda at=cursor: self._xrpc.list_hosts(upstream, cursor=at))  # type: ignore[misc]
-                pages += 1
-                self._count_malformed(upstream, "listHosts", page.malformed)
-                for host in page.hosts:
-                    if host.status != "banned":
-                        hosts[host.origin] = host
-                if page.cursor is None:
-                    break
-                _guard_repeat(upstream, page.cursor, seen, is_empty=not page.hosts)
-                cursor = page.cursor
-        except BadResponse as exc:
-            if exc.status not in _NO_LIST_HOSTS or pages:
-                self._fail(KIND_HOSTS, upstream, "", exc, None, started_at)
-            else:
-                log.info("upstream_without_list_hosts", host=upstream, status=exc.status)
-        except _EmptyRepeat:
-            pass
-        except Stopped:
-            raise
-        except NetError as exc:
-            self._fail(KIND_HOSTS, upstream, "", exc, None, started_at)
-        return sorted(hosts, key=lambda origin: (-(hosts[origin].account_count or 0), origin))
+        hosts, failure = list_hosts(
+            self._reader,
+            self._xrpc,
+            upstream,
+            self._stopping,
+            lambda count: self._count_malformed(upstream, "listHosts", count),
+        )
+        if failure is not None:
+            self._fail(KIND_HOSTS, upstream, "", failure, None, started_at)
+        return hosts
 
     # --- one listing ------------------------------------------------------------------------------------------------
 
@@ -269,42 +247,23 @@ class Enumeration:
             return
         if listing is None:
             listing = Listing(kind=kind, host=host, param=param, batch=self._batch, started_at=self._clock.now())
-        is_resumed = listing.cursor is not None
-        seen: set[str] = set() if listing.cursor is None else {listing.cursor}
         try:
-            while True:
-                self._check_stopping()
-                try:
-                    page = self._reader.read(host, lambda at=listing.cursor: ask(at))  # type: ignore[misc]
-                except BadResponse as exc:
-                    if not is_resumed or not exc.answered:
-                        raise
-                    # A cursor from another day is refused, it may be: from the start then, at once.
-                    log.info("listing_restarted", host=host, kind=kind, error=str(exc))
-                    listing, is_resumed = replace(listing, cursor=None), False
-                    seen.clear()
-                    continue
-                is_resumed = False
+            for turn in turn_pages(self._reader, host, ask, listing.cursor):
+                page = turn.page
                 self._count_malformed(host, kind, page.malformed)
-                is_last = page.cursor is None
-                if page.cursor is not None:
-                    try:
-                        _guard_repeat(host, page.cursor, seen, is_empty=not page.repos)
-                    except _EmptyRepeat:
-                        is_last = True
                 listing = replace(
                     listing,
-                    cursor=None if is_last else page.cursor,
+                    cursor=turn.cursor,
                     pages=listing.pages + 1,
                     repos=listing.repos + len(page.repos),
-                    finished_at=self._clock.now() if is_last else None,
+                    finished_at=self._clock.now() if turn.is_last else None,
                     error=None,
                 )
                 entries = [Discovered(did=repo.did, rev=repo.rev, active=repo.active) for repo in page.repos]
                 self._store(entries, named=False, listing=listing)
                 self._progress.add(pages=1)
-                if is_last:
-                    break
+                if not turn.is_last:
+                    self._check_stopping()
         except Stopped:
             raise
         except NetError as exc:
@@ -352,20 +311,6 @@ class Enumeration:
     def _check_stopping(self) -> None:
         if self._stopping.is_set():
             raise Stopped("stopping", host="")
-
-
-class _EmptyRepeat(Exception):
-    """An empty page that names its own cursor again: some servers end so."""
-
-
-def _guard_repeat(host: str, cursor: str, seen: set[str], *, is_empty: bool) -> None:
-    """Note a cursor. Raises BadResponse for one that was there before (a loop), _EmptyRepeat when the page had no entries."""
-    if cursor not in seen:
-        seen.add(cursor)
-        return
-    if is_empty:
-        raise _EmptyRepeat
-    raise BadResponse(f"{host}: the listing repeats its cursor {cursor[:100]!r}", host=host, status=200)
 
 
 def _hosts(origins: Sequence[str]) -> str:

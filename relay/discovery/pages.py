@@ -11,14 +11,14 @@ from relay.config.schema import RelaySettings
 from relay.errors import Blame
 from relay.net.errors import BadResponse, NetError, PrivateAddress, RateLimited, Stopped, TooLarge
 from relay.net.gate import HostGate
-from relay.net.xrpc import HostPage, RepoPage
+from relay.net.xrpc import HostPage, RepoPage, RepoStatus
 from relay.observe.log import get_logger
 from relay.runtime.backoff import Backoff
 from relay.runtime.clock import Clock
 
 log = get_logger(__name__)
 
-Page = TypeVar("Page", RepoPage, HostPage)
+Page = TypeVar("Page", RepoPage, HostPage, RepoStatus)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

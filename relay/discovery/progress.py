@@ -1,4 +1,4 @@
-"""How far an enumeration is, for `status` and the terminal."""
+"""How far an enumeration or a reconcile is, for `status` and the terminal."""
 
 from __future__ import annotations
 
@@ -19,6 +19,25 @@ class DiscoveryProgress:
     repos_seen: int = 0
     repos_new: int = 0
     malformed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReconcileView:
+    """How far a reconcile is, or how the last one ended (`running` False).
+
+    `compared`: tracked repos that their host has listed; `differed`: those of them whose rev or status still differed at a second look;
+    `queued`: newly marked for a fetch or a question to their host; `found`: DIDs without a row that were discovered. Times are wall seconds.
+    """
+
+    running: bool = False
+    hosts_total: int = 0
+    hosts_done: int = 0
+    hosts_failed: int = 0
+    compared: int = 0
+    differed: int = 0
+    queued: int = 0
+    found: int = 0
+    last_completed_at: float | None = None
 
 
 class ProgressCounter:

@@ -13,8 +13,11 @@ SHOWN_FOR_S = 86_400.0
 
 
 def open_incident(cur: Cursor, kind: str, text: str, at: float) -> int:
-    """Return the id of the open incident of this kind; a new one if there is none. For the holder of the lease only."""
-    cur.execute(_SQL["find_open"], {"kind": kind})
+    """Return the id of the open incident of this kind; a new one if there is none. For the holder of the lease only.
+
+    One that is open already has happened again: only a reconcile that begins after this closes it.
+    """
+    cur.execute(_SQL["seen_again"], {"kind": kind})
     row = cur.fetchone()
     if row is not None:
         return int(row[0])
@@ -26,6 +29,15 @@ def close_incident(cur: Cursor, incident: int, at: float) -> bool:
     """Close one; False: it was closed already (or is unknown)."""
     cur.execute(_SQL["close"], {"id": incident, "at": at})
     return cur.rowcount == 1
+
+
+def close_answered(cur: Cursor, began_at: float, at: float, note: str = "") -> list[int]:
+    """Close those that a reconcile has answered which began at `began_at` (the server's clock); return their ids.
+
+    `note` is added to their text.
+    """
+    cur.execute(_SQL["close_answered"], {"began_at": began_at, "at": at, "note": printable(note)})
+    return sorted(row[0] for row in cur.fetchall())
 
 
 def list_open(cur: Cursor, kind: str | None = None) -> list[Incident]:
