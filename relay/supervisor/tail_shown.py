@@ -1,58 +1,18 @@
-"""What is shown of the firehose: one look at the tail becomes the `firehose` block of the status, and metrics."""
+"""What is shown of the firehose and of reconciles: one look becomes a block of the status, and metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Protocol
 
-from relay.observe.metrics import EventKind, Metrics, Queue
+from relay.discovery.progress import ReconcileView
+from relay.model import Source
+from relay.observe.metrics import EventKind, Metrics, Queue, Reconciled
 from relay.observe.rates import RateMeter
-from relay.observe.status import FirehoseStatus
+from relay.observe.status import FirehoseStatus, ReconcileStatus, rfc3339
+from relay.tail.ports import TailView
 
 _US = 1_000_000
-
-
-class TailView(Protocol):
-    """The tail at one moment; counts are since the start."""
-
-    @property
-    def upstream(self) -> str: ...
-    @property
-    def is_connected(self) -> bool: ...
-    @property
-    def seq(self) -> int | None: ...
-    @property
-    def cursor(self) -> int | None: ...
-    @property
-    def time_us(self) -> int | None: ...
-    @property
-    def events(self) -> Mapping[str, int]: ...
-    @property
-    def outcomes(self) -> Mapping[str, int]: ...
-    @property
-    def invalid(self) -> Mapping[str, int]: ...
-    @property
-    def ignored(self) -> Mapping[str, int]: ...
-    @property
-    def incidents(self) -> Mapping[str, int]: ...
-    @property
-    def open_frames(self) -> int: ...
-    @property
-    def distance(self) -> int: ...
-    @property
-    def waiting_batches(self) -> int: ...
-    @property
-    def verifying(self) -> int: ...
-    @property
-    def verify_cpu_s(self) -> float: ...
-    @property
-    def slot_wait_s(self) -> float: ...
-    @property
-    def received_bytes(self) -> int: ...
-    @property
-    def connections(self) -> int: ...
-    @property
-    def last_error(self) -> str | None: ...
 
 
 class Buffered(Protocol):
@@ -105,6 +65,7 @@ class TailShown:
             max_open_frames=self._max_open_frames,
             waiting_batches=tail.waiting_batches,
             verifying=tail.verifying,
+            waiting_for_key=tail.waiting_for_key,
             buffered_operations=buffer.operations,
             buffer_size=buffer.max_operations,
             connections=tail.connections,
@@ -128,11 +89,16 @@ class TailShown:
         metrics.cursor_distance.set(tail.distance)
         metrics.queue(Queue.FRAMES, tail.waiting_batches)
         metrics.queue(Queue.VERIFY, tail.verifying)
+        metrics.queue(Queue.KEY, tail.waiting_for_key)
+        metrics.key_refreshes.inc(since("key refreshes", tail.key_refreshes))
+        metrics.reliefs.inc(since("reliefs", tail.reliefs))
         metrics.buffered_operations.set(buffer.operations)
         metrics.operations_buffered.inc(since("buffered", buffer.added))
         metrics.buffer_overflows.inc(since("overflows", buffer.overflows))
         for kind, count in tail.events.items():
             metrics.event(EventKind(kind), int(since(f"event {kind}", count)))
+        for op_type, count in tail.made.items():
+            metrics.made(op_type, Source.FIREHOSE, int(since(f"made {op_type}", count)))
         for name, counts, counted in (
             ("ignored", tail.ignored, metrics.ignored),
             ("checked", tail.outcomes, metrics.checked),
@@ -141,6 +107,39 @@ class TailShown:
         ):
             for label, count in counts.items():
                 counted(label, int(since(f"{name} {label}", count)))
+
+
+class ReconcileShown:
+    """Looked at by one thread, a few times a second."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._added = Added()
+
+    def look(self, view: ReconcileView | None) -> ReconcileStatus:
+        """Return what to show of a reconcile (None: none ran), and update the metrics."""
+        self._metrics.reconciling.set(view is not None and view.running)
+        if view is None:
+            return ReconcileStatus()
+        for result, total in (
+            (Reconciled.COMPARED, view.compared),
+            (Reconciled.DIFFERED, view.differed),
+            (Reconciled.QUEUED, view.queued),
+            (Reconciled.FOUND, view.found),
+        ):
+            self._metrics.reconciled(result, int(self._added.since(result, total)))
+        completed = view.last_completed_at
+        return ReconcileStatus(
+            running=view.running,
+            hosts_total=view.hosts_total,
+            hosts_done=view.hosts_done,
+            hosts_failed=view.hosts_failed,
+            compared=view.compared,
+            differed=view.differed,
+            queued=view.queued,
+            found=view.found,
+            completed_at=None if completed is None else rfc3339(completed),
+        )
 
 
 def _by_word(counts: Mapping[str, int]) -> dict[str, int]:

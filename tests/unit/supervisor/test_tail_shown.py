@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from relay.discovery.progress import ReconcileView
+from relay.model import OpType
 from relay.observe.metrics import Metrics
-from relay.observe.status import FirehoseStatus
+from relay.observe.status import FirehoseStatus, ReconcileStatus
 from relay.repos.buffer import LiveBuffer
-from relay.supervisor.tail_shown import TailShown
+from relay.supervisor.tail_shown import ReconcileShown, TailShown
+from relay.tail.ports import TailView
+from relay.tail.reader import IncidentKind
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Tail:
-    upstream: str = "wss://relay.example"
-    is_connected: bool = True
-    seq: int | None = 1050
-    cursor: int | None = 1000
-    time_us: int | None = 1_700_000_000_500_000
-    events: Mapping[str, int] = field(default_factory=lambda: {"commit": 40, "sync": 1, "account": 2, "identity": 3})
-    outcomes: Mapping[str, int] = field(default_factory=lambda: {"proved": 38, "invalid": 2})
-    invalid: Mapping[str, int] = field(default_factory=lambda: {"bad_signature": 2})
-    ignored: Mapping[str, int] = field(default_factory=lambda: {"replayed": 7})
-    incidents: Mapping[str, int] = field(default_factory=lambda: {"hole": 1})
-    open_frames: int = 12
-    distance: int = 50
-    waiting_batches: int = 3
-    verifying: int = 9
-    verify_cpu_s: float = 1.5
-    slot_wait_s: float = 0.25
-    received_bytes: int = 123_456
-    connections: int = 2
-    last_error: str | None = None
+TAIL = TailView(
+    upstream="wss://relay.example",
+    is_connected=True,
+    seq=1050,
+    cursor=1000,
+    time_us=1_700_000_000_500_000,
+    events={"commit": 40, "sync": 1, "account": 2, "identity": 3},
+    outcomes={"commit": 38, "invalid": 2},
+    made={OpType.CREATE: 30, OpType.DELETE: 8},
+    invalid={"bad_signature": 2},
+    ignored={"replayed": 7},
+    incidents={IncidentKind.HOLE: 1},
+    open_frames=12,
+    distance=50,
+    waiting_batches=3,
+    verifying=9,
+    waiting_for_key=4,
+    key_refreshes=5,
+    reliefs=6,
+    verify_cpu_s=1.5,
+    slot_wait_s=0.25,
+    received_bytes=123_456,
+    connections=2,
+    last_error=None,
+)
 
 
 def _values(metrics: Metrics) -> dict[tuple[str, ...], float]:
@@ -54,7 +60,7 @@ def _buffer() -> LiveBuffer[str]:
 
 def test_every_number_of_the_tail_is_shown_and_measured() -> None:
     metrics = Metrics(version="0")
-    shown = TailShown(metrics, max_open_frames=200).look(_Tail(), _buffer(), now=10.0, wall=1_700_000_002.0)
+    shown = TailShown(metrics, max_open_frames=200).look(TAIL, _buffer(), now=10.0, wall=1_700_000_002.0)
     assert shown == FirehoseStatus(
         seq=1050,
         cursor=1000,
@@ -62,8 +68,8 @@ def test_every_number_of_the_tail_is_shown_and_measured() -> None:
         connected=True,
         events_per_s=None,
         upstream="wss://relay.example",
-        events=_Tail().events,
-        outcomes=_Tail().outcomes,
+        events=TAIL.events,
+        outcomes=TAIL.outcomes,
         invalid={"bad_signature": 2},
         ignored={"replayed": 7},
         open_frames=12,
@@ -71,6 +77,7 @@ def test_every_number_of_the_tail_is_shown_and_measured() -> None:
         max_open_frames=200,
         waiting_batches=3,
         verifying=9,
+        waiting_for_key=4,
         buffered_operations=4,
         buffer_size=100,
         connections=2,
@@ -81,8 +88,10 @@ def test_every_number_of_the_tail_is_shown_and_measured() -> None:
         ("relay_firehose_connected", 1), ("relay_firehose_connections_total", 2), ("relay_firehose_bytes_total", 123_456),
         ("relay_firehose_stalled_seconds_total", 0.25), ("relay_verify_cpu_seconds_total", 1.5), ("relay_open_frames", 12),
         ("relay_cursor_distance_frames", 50), ("relay_queue_depth", "frames", 3), ("relay_queue_depth", "verify", 9),
+        ("relay_queue_depth", "key", 4), ("relay_key_refreshes_total", 5), ("relay_open_frames_reliefs_total", 6),
         ("relay_buffered_operations", 4), ("relay_operations_buffered_total", 15), ("relay_buffer_overflows_total", 1),
-        ("relay_events_total", "commit", 40), ("relay_events_total", "identity", 3), ("relay_frames_total", "proved", 38),
+        ("relay_events_total", "commit", 40), ("relay_events_total", "identity", 3), ("relay_frames_total", "commit", 38),
+        ("relay_operations_total", "FIREHOSE", "CREATE", 30), ("relay_operations_total", "FIREHOSE", "DELETE", 8),
         ("relay_invalid_total", "bad_signature", 2), ("relay_frames_ignored_total", "replayed", 7),
         ("relay_incidents_total", "hole", 1),
     ):  # fmt: skip
@@ -93,9 +102,9 @@ def test_every_number_of_the_tail_is_shown_and_measured() -> None:
 def test_a_second_look_counts_only_what_is_new() -> None:
     metrics = Metrics(version="0")
     shown, buffer = TailShown(metrics, max_open_frames=200), _buffer()
-    shown.look(_Tail(), buffer, now=10.0, wall=0.0)
+    shown.look(TAIL, buffer, now=10.0, wall=0.0)
     status = shown.look(
-        replace(_Tail(), events={"commit": 60, "sync": 1, "account": 2, "identity": 3}, connections=3),
+        replace(TAIL, events={"commit": 60, "sync": 1, "account": 2, "identity": 3}, connections=3),
         buffer,
         now=20.0,
         wall=0.0,
@@ -110,8 +119,29 @@ def test_a_second_look_counts_only_what_is_new() -> None:
 
 def test_what_is_not_known_yet_is_null_and_an_event_from_the_future_is_not_late() -> None:
     shown = TailShown(Metrics(version="0"), max_open_frames=200)
-    before = replace(_Tail(), seq=None, cursor=None, time_us=None, is_connected=False, events={}, last_error="refused")
+    before = replace(TAIL, seq=None, cursor=None, time_us=None, is_connected=False, events={}, last_error="refused")
     status = shown.look(before, _buffer(), now=10.0, wall=1_700_000_000.0)
     assert (status.seq, status.cursor, status.lag_s, status.connected) == (None, None, None, False)
     assert status.last_error == "refused"
-    assert shown.look(_Tail(), _buffer(), now=11.0, wall=1_600_000_000.0).lag_s == 0.0
+    assert shown.look(TAIL, _buffer(), now=11.0, wall=1_600_000_000.0).lag_s == 0.0
+
+
+def test_a_reconcile_is_shown_and_measured_and_the_next_one_counts_anew() -> None:
+    metrics = Metrics(version="0")
+    shown = ReconcileShown(metrics)
+    assert shown.look(None) == ReconcileStatus()
+    first = ReconcileView(
+        running=True, hosts_total=3, hosts_done=2, hosts_failed=1, compared=90, differed=4, queued=3, found=1
+    )
+    assert shown.look(first) == ReconcileStatus(
+        running=True, hosts_total=3, hosts_done=2, hosts_failed=1, compared=90, differed=4, queued=3, found=1
+    )
+    assert _values(metrics)["relay_reconciling",] == 1
+    assert shown.look(replace(first, running=False, compared=100, last_completed_at=0.0)).completed_at == (
+        "1970-01-01T00:00:00.000Z"
+    )
+    shown.look(ReconcileView(running=True, hosts_total=3, compared=0))
+    shown.look(ReconcileView(running=True, hosts_total=3, compared=20, differed=1))
+    values = _values(metrics)
+    assert values["relay_reconciled_repos_total", "compared"] == 120
+    assert values["relay_reconciled_repos_total", "differed"] == 5
