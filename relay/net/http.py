@@ -20,6 +20,7 @@ from relay.net.body import BodySink, BytesSink, CorruptBody, Gunzip
 from relay.net.errors import BadResponse, NetError, PrivateAddress, Stopped, TooLarge, Truncated
 from relay.net.facts import HostFacts, parse_facts
 from relay.net.guard import Guard
+from relay.net.response import Response
 from relay.net.speed import SpeedGate
 from relay.net.wire import Allowance, Connection, Connector, Pool, as_net_error, default_tls, request_head
 from relay.runtime.clock import Clock, SystemClock
@@ -173,7 +174,7 @@ class Fetcher:
         connection, response, allowance = self._exchange(target.origin, head, limits, deadline)
         is_reusable = False
         try:
-            facts = parse_facts(response.headers, self._clock.now())
+            facts = parse_facts(response.fields, self._clock.now())
             if response.status in _REDIRECTS:
                 following = self._redirect(target, response)
                 self._read_error_body(response, allowance, limits)
@@ -183,7 +184,7 @@ class Fetcher:
                 body = self._read_error_body(response, allowance, limits)
                 is_reusable = response.isclosed() and not response.will_close
                 raise error_from_answer(host=str(target.origin), status=response.status, body=body, facts=facts)
-            content_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+            content_type = (response.fields.get("Content-Type") or "").partition(";")[0].strip().lower()
             if content_types and content_type and content_type not in content_types:
                 raise BadResponse(
                     f"{target.origin}: answered with {content_type[:100]!r} instead of {content_types[0]}",
@@ -219,7 +220,7 @@ class Fetcher:
 
     def _exchange(
         self, origin: Origin, head: bytes, limits: FetchLimits, deadline: float
-    ) -> tuple[Connection, http.client.HTTPResponse, Allowance]:
+    ) -> tuple[Connection, Response, Allowance]:
         """Send the request on an idle connection or a new one, and parse the answer's head.
 
         An idle connection that the server closed meanwhile is not a failure: the request goes out again on another.
@@ -258,9 +259,9 @@ class Fetcher:
         )
         allowance.begin_body(speed, raw_bytes, deadline)
 
-    def _redirect(self, target: Target, response: http.client.HTTPResponse) -> Target:
+    def _redirect(self, target: Target, response: Response) -> Target:
         host = str(target.origin)
-        location = response.headers.get("Location")
+        location = response.fields.get("Location")
         if not location:
             raise BadResponse(f"{host}: {response.status} without a Location", host=host, status=response.status)
         try:
@@ -273,11 +274,9 @@ class Fetcher:
             raise PrivateAddress(f"{host}: redirects from https to {following.origin}: refused", host=host)
         return following
 
-    def _copy_body(
-        self, response: http.client.HTTPResponse, sink: BodySink, limits: FetchLimits, origin: Origin
-    ) -> int:
+    def _copy_body(self, response: Response, sink: BodySink, limits: FetchLimits, origin: Origin) -> int:
         """Move the body into the sink, unpacked; return its size. Raises TooLarge, Truncated, BadResponse."""
-        encoding = response.headers.get("Content-Encoding", "").strip().lower()
+        encoding = (response.fields.get("Content-Encoding") or "").lower()
         if encoding in ("", "identity"):
             return self._copy_plain(response, sink, limits, origin)
         if encoding in ("gzip", "x-gzip"):
@@ -286,9 +285,7 @@ class Fetcher:
             f"{origin}: Content-Encoding {encoding[:40]!r} was not asked for", host=str(origin), status=response.status
         )
 
-    def _copy_plain(
-        self, response: http.client.HTTPResponse, sink: BodySink, limits: FetchLimits, origin: Origin
-    ) -> int:
+    def _copy_plain(self, response: Response, sink: BodySink, limits: FetchLimits, origin: Origin) -> int:
         if response.length is not None and response.length > limits.max_bytes:
             raise _too_large(origin, limits.max_bytes, response.length)
         size = 0
@@ -307,9 +304,7 @@ class Fetcher:
             raise _truncated(origin, size, response.length)
         return size
 
-    def _copy_gzip(
-        self, response: http.client.HTTPResponse, sink: BodySink, limits: FetchLimits, origin: Origin
-    ) -> int:
+    def _copy_gzip(self, response: Response, sink: BodySink, limits: FetchLimits, origin: Origin) -> int:
         unpack = Gunzip()
         size = 0
         try:
@@ -336,7 +331,7 @@ class Fetcher:
             raise Truncated(f"{origin}: the gzip body ends in its middle", host=str(origin), status=200)
         return size
 
-    def _read_error_body(self, response: http.client.HTTPResponse, allowance: Allowance, limits: FetchLimits) -> bytes:
+    def _read_error_body(self, response: Response, allowance: Allowance, limits: FetchLimits) -> bytes:
         """Return at most 64 KiB of an error's body, unpacked. One that cannot be read, or not soon, is empty: the status says enough."""
         self._begin_body(allowance, limits, ERROR_BODY_BYTES + _READ_AHEAD_BYTES, time.monotonic() + _ERROR_BODY_S)
         try:
@@ -345,7 +340,7 @@ class Fetcher:
             raise
         except (NetError, http.client.HTTPException):
             return b""
-        if response.headers.get("Content-Encoding", "").strip().lower() not in ("gzip", "x-gzip"):
+        if (response.fields.get("Content-Encoding") or "").lower() not in ("gzip", "x-gzip"):
             return body
         unpack = Gunzip()
         unpack.feed(body)

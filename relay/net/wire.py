@@ -1,6 +1,6 @@
 """One HTTP/1.1 connection: guarded connect, TLS, and a reader in which all limits of time and raw size live.
 
-`http.client` parses heads and framing. It reads through `TimedReader`, so a server that trickles a head, sends `100 Continue`
+`response.Response` parses heads and framing. It reads through `TimedReader`, so a server that trickles a head, sends `100 Continue`
 for ever, or stalls in the middle of a body meets the same three limits: the deadline, the minimum speed, the raw byte cap.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import http.client
 import io
 import select
 import socket
@@ -16,11 +15,12 @@ import ssl
 import threading
 import time
 from collections import OrderedDict, deque
-from typing import Any, cast
+from typing import Any
 
 from relay.net.address import Origin, Target
 from relay.net.errors import DeadlineExceeded, HostDown, NetError, Stopped, TooLarge, TooSlow, Truncated
 from relay.net.guard import Guard
+from relay.net.response import Response
 from relay.net.speed import SpeedGate
 
 # How often a silent connection is looked at; a settimeout is a system call, so it is set once and not for each read.
@@ -50,12 +50,14 @@ class Allowance:
 
     def check(self, now: float) -> None:
         """Raise DeadlineExceeded, HostDown (no head in time) or TooSlow when a limit is passed at `now`."""
-        host = str(self.origin)
         if now >= self.deadline:
+            host = str(self.origin)
             raise DeadlineExceeded(f"{host}: not complete in time, after {self.received:,} bytes", host=host)
         if now >= self.head_deadline:
+            host = str(self.origin)
             raise HostDown(f"{host}: accepted the connection and did not answer in time", host=host)
         if self.speed is not None and self.speed.is_too_slow(now):
+            host = str(self.origin)
             raise TooSlow(
                 f"{host}: {self.speed.speed(now):,.0f} bytes/s over {self.speed.window_s:g} s, below"
                 f" {self.speed.min_bytes_per_s:,.0f} (backfiller.min_bytes_per_sec)",
@@ -124,14 +126,14 @@ class Connection:
             self.sock.settimeout(seconds)
             self._timeout_s = seconds
 
-    def exchange(self, head: bytes, allowance: Allowance) -> http.client.HTTPResponse:
+    def exchange(self, head: bytes, allowance: Allowance) -> Response:
         """Send a request and return its response, head parsed. Raises OSError, http.client.HTTPException, NetError."""
         now = time.monotonic()
         allowance.check(now)
         self.set_timeout(max(0.001, allowance.head_deadline - now))
         self.sock.sendall(head)
         reader = io.BufferedReader(TimedReader(self, allowance), _READ_BUFFER_BYTES)
-        response = http.client.HTTPResponse(cast(socket.socket, _Readable(reader)), method="GET")
+        response = Response(reader)
         response.begin()
         return response
 
@@ -151,17 +153,6 @@ class Connection:
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self.sock.close()
-
-
-class _Readable:
-    """What `http.client.HTTPResponse` needs of a socket."""
-
-    def __init__(self, reader: io.BufferedReader[TimedReader]) -> None:
-        self._reader = reader
-
-    def makefile(self, mode: str) -> io.BufferedReader[TimedReader]:
-        assert mode == "rb"
-        return self._reader
 
 
 class Connector:
