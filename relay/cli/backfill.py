@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from relay.atproto.nsid_filter import NsidFilter
 from relay.atproto.syntax import is_nsid
 from relay.cli.exits import Exit
+from relay.cli.working import check_data_dir
 from relay.config.addresses import http_form
 from relay.config.load import Loaded
 from relay.discovery.targets import load_dids_file, parse_dids
@@ -29,7 +29,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "backfill",
         help="fetch, verify and deliver everything that the targets hold now, then end",
         description="Discovers the targets' repos, downloads and verifies each, delivers every wanted record, then ends. "
-        "Run again it continues, and fetches what has changed.",
+        "Run again it continues, and fetches what has changed. Beside a running `run` or `tail` that does the work, with its own filter, and "
+        "this shows how far it is.",
         epilog="Exit codes: 0 all targets synced or inactive; 3 some were given up (listed); 2 usage or configuration; "
         "1 cannot go on; 130 interrupted: run it again to continue.",
     )
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
     if args.collection and not origin.startswith(("environment", "--")):
         # Whoever asks for a collection wants its records, not what the file says for the service.
         patterns = tuple(args.collection)
-    _check_data_dir(Path(settings.relay.data_dir))
+    check_data_dir(Path(settings.relay.data_dir))
     # The reporter first: a live view takes stderr, and children must inherit what it put there. Nothing with threads or gRPC
     # is imported before the forkserver runs.
     reporter = TerminalReporter(sys.stderr, live=not args.no_progress)
@@ -66,17 +67,6 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
         reporter.ended()
     reporter.summary(summary)
     return exit_code(summary)
-
-
-def _check_data_dir(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise ConfigError(
-            f"relay.data_dir: {folder} cannot be made: {exc.strerror} (DATA_DIR names another one)"
-        ) from exc
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"relay.data_dir: nothing can be written in {folder} (DATA_DIR names another one)")
 
 
 def exit_code(summary: Summary) -> Exit:

@@ -19,14 +19,18 @@ from relay.errors import ConfigError, RelayError
 from relay.observe.log import configure
 
 # The others answer a question: what they do for it (start the private server) is no news unless it goes wrong.
-LOGGING_COMMANDS = ("backfill",)
-COMMANDS = ("backfill", "demo", "status", "repos", "reconcile", "deadletter", "ingester", "config", "db")
+LOGGING_COMMANDS = ("run", "tail", "backfill")
+DEFAULT_COMMAND = "run"
+COMMANDS = ("run", "tail", "backfill", "demo", "status", "repos", "reconcile", "deadletter", "ingester", "config", "db")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     parser = _parser()
-    args = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    args = parser.parse_args(words)
+    if args.command is None:
+        args = parser.parse_args([*words, DEFAULT_COMMAND])
     command = importlib.import_module(f"relay.cli.{args.command}")
     if args.command == "ingester":
         configure(args.log_level or "info", args.log_format or "text")
@@ -64,11 +68,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="relay",
         description="Every record of the AT Protocol collections you want, verified, pushed to your ingesters.",
-        epilog="To see it work: demo. One account into a SQLite file: backfill --did DID. The rest: README.md.",
+        epilog="To see it work: demo. One account into a SQLite file: backfill --did DID. Without a command: run. The rest: README.md.",
     )
     parser.add_argument("--version", action="version", version=f"tradr-relay {__version__}")
     _add_common(parser, default=None)
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name in COMMANDS:
         importlib.import_module(f"relay.cli.{name}").add_parser(subparsers)
     for subparser in _below(parser):

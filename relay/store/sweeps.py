@@ -6,7 +6,7 @@ from collections import Counter
 
 from relay.model import RepoState
 from relay.store.repos import Transitions
-from relay.store.statements import Cursor, load_statements
+from relay.store.statements import Cursor, load_statements, one
 
 _SQL = load_statements("sweeps")
 
@@ -19,6 +19,12 @@ def retry_quarantined(cur: Cursor, now: float, limit: int) -> Transitions:
     cur.execute(_SQL["schedule_quarantined"], {"now": now, "limit": limit})
     cur.execute(_SQL["retry_quarantined"], {"now": now, "limit": limit})
     return Counter((RepoState(old), RepoState(new)) for old, new in cur.fetchall())
+
+
+def is_any_repo(cur: Cursor) -> bool:
+    """Say whether there is any repo, removed ones included."""
+    cur.execute(_SQL["is_any_repo"])
+    return bool(one(cur)[0])
 
 
 def covers_above(cur: Cursor, after: str, limit: int) -> list[tuple[str, str | None]]:

@@ -6,21 +6,14 @@ import time
 
 from relay.atproto.nsid_filter import NsidFilter
 from relay.config.schema import Settings
-from relay.discovery.listing import Enumeration
-from relay.discovery.pages import PagePolicy
-from relay.discovery.sink import StoreSink
-from relay.net.guard import Guard
-from relay.net.http import Fetcher, user_agent
-from relay.net.xrpc import Xrpc
 from relay.observe.log import get_logger
 from relay.runtime.clock import SystemClock
 from relay.store import batches, instances, repos
-from relay.store.repos import UpsertResult
 from relay.store.statements import Cursor
 from relay.supervisor.books import Books, Summary, missing_targets
 from relay.supervisor.census import Census
-from relay.supervisor.covering import insufficient_for
 from relay.supervisor.discovery import Discovery, Targets
+from relay.supervisor.enumerating import enumeration_into
 from relay.supervisor.firstseq import store_first_cursor
 from relay.supervisor.handing_over import HandingOver
 from relay.supervisor.observer import Observer
@@ -140,42 +133,3 @@ class BackfillRun:
         if result is not None and self._finished and summary.why is None:
             upstream = self._targets.sources(self._settings).network
             summary.why = missing_targets(failed, upstream=upstream, counts=summary.counts)
-
-
-def enumeration_into(
-    session: Session,
-    machine: Machine,
-    census: Census,
-    *,
-    batch: int | None,
-    wanted: NsidFilter,
-    origins: tuple[str, ...],
-) -> Enumeration:
-    """Return an enumeration whose pages go into the database, and are told to a running machine. `origins` may be private."""
-    settings = session.settings
-    fetcher = Fetcher(
-        Guard(allow_private=settings.security.allow_private_hosts, exempt=origins),
-        user_agent=user_agent(settings.http.contact),
-    )
-
-    def page(result: UpsertResult, uncovered: int) -> None:
-        census.page(result, uncovered)
-        machine.scheduler.something_changed()
-
-    sink = StoreSink(
-        session.database,
-        epoch=session.epoch,
-        batch=batch,
-        partitions=settings.relay.partitions,
-        clock=session.clock,
-        insufficient=insufficient_for(wanted),
-        took=lambda result, uncovered: machine.engine.post(lambda: page(result, uncovered)),
-    )
-    return Enumeration(
-        Xrpc(fetcher),
-        machine.gate,
-        sink,
-        batch=batch,
-        policy=PagePolicy.from_settings(settings.relay),
-        on_stop=fetcher.abort,
-    )

@@ -15,6 +15,8 @@ from relay.net.address import http_origin
 from relay.observe.status import ListingView
 from relay.runtime.service import ServiceThread
 
+Then = Callable[[EnumerationResult, threading.Event], None]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Targets:
@@ -101,7 +103,7 @@ class Discovery(ServiceThread):
     """The enumerating thread.
 
     `first(stopping)` runs before anything is enumerated (it stores the firehose's cursor, or waits for it); False: it was stopped.
-    `then(result)` runs when the enumeration has ended by itself.
+    `then(result, stopping)` runs when the enumeration has ended by itself.
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class Discovery(ServiceThread):
         sources: Sources,
         *,
         first: Callable[[threading.Event], bool] = lambda _stopping: True,
-        then: Callable[[EnumerationResult], None] = lambda _result: None,
+        then: Then = lambda _result, _stopping: None,
         on_death: Callable[[str, BaseException], None],
         name: str = "discovery",
     ) -> None:
@@ -130,7 +132,7 @@ class Discovery(ServiceThread):
             return
         result = self._sources.enumerate(self.enumeration)
         if not result.stopped:
-            self._then(result)
+            self._then(result, self.stopping)
         self.result = result
 
     def view(self) -> ListingView:

@@ -25,7 +25,7 @@ def store_patiently(
     *,
     epoch: Callable[[], int],
     stopped_within: Callable[[float], bool],
-    waiting: Callable[[str], None],
+    waiting: Callable[[str], None] = lambda _text: None,
 ) -> T | None:
     """Return what `act(cursor)` returned, in a fenced transaction; None: `stopped_within(seconds)`, which waits, said to stop.
 

@@ -30,3 +30,6 @@ RETURNING due.state, r.state;
 -- covers_above(after, limit) -> did, covers      called by a service whose filter is another than the last one's, page by page
 -- Primary key: all of them are read once, 5,000 at a time.
 SELECT did, covers FROM repo WHERE state = 'synced' AND tracked AND did > %(after)s ORDER BY did LIMIT %(limit)s;
+
+-- is_any_repo() -> bool      called by a service at start
+SELECT EXISTS (SELECT 1 FROM repo);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import pytest
 
@@ -11,9 +12,12 @@ from relay.cli.exits import Exit
 
 _PARSER = entry._parser()
 _COMPLETE = [
+    ["run"],
+    ["tail", "--cursor", "12"],
     ["backfill", "--all"],
     ["demo"],
     ["status"],
+    ["reconcile"],
     ["repos", "list"],
     ["repos", "show", "did:plc:a"],
     ["deadletter", "list"],
@@ -47,13 +51,39 @@ def test_without_them_nothing_is_set(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["--al"], ["nonsense"], ["repos"], ["backfill"], ["backfill", "--all", "--did", "x"]]
+    "words",
+    [
+        ["--al"],
+        ["nonsense"],
+        ["tail", "--cursor", "-1"],
+        ["tail", "--live", "--cursor", "1"],
+        ["repos"],
+        ["backfill"],
+        ["backfill", "--all", "--did", "x"],
+    ],
 )
 def test_a_wrong_command_line_is_exit_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         entry.main(words)
     assert ended.value.code == Exit.USAGE
     assert "usage: relay" in capsys.readouterr().err
+
+
+def test_without_a_command_it_is_the_service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from relay.cli import run
+
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    started: list[argparse.Namespace] = []
+
+    def note(args: argparse.Namespace, loaded: object) -> int:
+        started.append(args)
+        return Exit.OK
+
+    monkeypatch.setattr(run, "run", note)
+    for words in ([], ["--log-level", "error", "--no-progress"], ["run"]):
+        assert entry.main(words) == Exit.OK
+    assert [each.command for each in started] == ["run", "run", "run"]
+    assert [each.no_progress for each in started] == [False, True, False]
 
 
 def test_every_option_says_what_it_is_for() -> None:
