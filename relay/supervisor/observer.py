@@ -14,7 +14,7 @@ from relay.deliver.health import Away
 from relay.deliver.segment import IngesterStatus
 from relay.discovery.progress import ReconcileView
 from relay.identity.resolver import Result
-from relay.model import Incident, RepoState
+from relay.model import RepoState
 from relay.observe.metrics import Arena, CacheResult, ChildRole, Metrics, Queue
 from relay.observe.rates import BacklogMeter, EtaMeter, RateMeter
 from relay.observe.status import (
@@ -35,6 +35,7 @@ from relay.observe.status import (
     rfc3339,
 )
 from relay.repos.lifecycle import FINISHED
+from relay.supervisor.noticed import Noticed
 from relay.supervisor.tail_shown import Added, ReconcileShown, TailShown
 from relay.supervisor.wiring import Machine
 
@@ -54,10 +55,9 @@ _CACHE_RESULTS = {
 
 
 class Observer:
-    """`listing()` tells how far the enumeration is, `reconcile()` the running or the last reconcile.
+    """`listing()` tells how far the enumeration is, `reconcile()` how far the running reconcile, or how the last one ended.
 
-    Who has them sets what is not the machine's: `phase` (it is judged here but for the first and the last ones), `store_away`,
-    and `incidents`, as the table has them: the open ones, and those closed in the last 24 hours.
+    Who has them sets what is not the machine's: `phase` (it is judged here but for the first and the last ones), and `store_away`.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Observer:
         self.phase = Phase.STARTING
         self.reason = ""
         self.store_away: str | None = None
-        self.incidents: Sequence[Incident] = ()
+        self._noticed = Noticed(machine.tasks, time.time)
         self.snapshot = StatusSnapshot(instance=instance, phase=Phase.STARTING, command=command, version=__version__)
 
     def look(self) -> None:
@@ -117,7 +117,9 @@ class Observer:
                 final=not listing.running,
                 eta_s=self._eta.eta_s(),
             )
-        tail, firehose = machine.tail_view(), FirehoseStatus()
+        self._noticed.look(now)
+        tail = machine.tail_view()
+        firehose = FirehoseStatus(cursor=self._noticed.cursor, upstream=self._noticed.upstream)
         if tail is not None:
             firehose = self._tail.look(tail, machine.keeper.buffer, now=now, wall=time.time())
         hosts = machine.gate.snapshot(HOSTS_SHOWN)
@@ -157,7 +159,7 @@ class Observer:
                 )
                 for each in ingesters
             ),
-            incidents=tuple(IncidentView.of(incident) for incident in self.incidents),
+            incidents=tuple(IncidentView.of(incident) for incident in self._noticed.incidents),
             operations_sent=sum(each.sent_operations for each in ingesters),
             operations_delivered=delivered,
             operations_per_s=self._operations_rate.rate(),
@@ -276,7 +278,7 @@ class Observer:
             int(self._added("limited", waits + pipeline.resolves.limited_total)),
         )
         metrics.repos_in_memory.set(len(machine.keeper.residents))
-        metrics.open_incidents.set(sum(each.closed_at is None for each in self.incidents))
+        metrics.open_incidents.set(sum(each.closed_at is None for each in self._noticed.incidents))
         checkpointer = machine.checkpointer
         metrics.checkpoints.inc(self._added("checkpoints", checkpointer.stored))
         metrics.checkpoint_age.set(time.monotonic() - checkpointer.stored_at)

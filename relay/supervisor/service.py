@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from relay.atproto.nsid_filter import NsidFilter
 from relay.config.schema import Settings
 from relay.discovery.listing import EnumerationResult
 from relay.errors import StreamError
-from relay.model import Incident, RepoState
+from relay.model import RepoState
 from relay.net.address import http_origin
 from relay.observe.log import get_logger
 from relay.observe.status import ListingView
@@ -40,7 +40,6 @@ from relay.supervisor.wiring import Machine, operator_origins
 log = get_logger(__name__)
 
 FORGET_INSTANCES_S = 3600.0
-INCIDENTS_EVERY_S = 2.0
 QUARANTINED_EVERY_S = 60.0
 QUARANTINED_AT_A_TIME = 5000
 WIDENING_EVERY_S = 0.2
@@ -156,7 +155,7 @@ class Service:
             listing=work.listing,
             reconcile=reconciler.view,
         )
-        self._plug(work, observer, reconciler, asking, begun)
+        self._plug(work, reconciler, asking, begun)
         with session.working(machine, observer, work.census, place, beside):
             return session.wait(observer, place, is_over=lambda: False)
 
@@ -224,7 +223,7 @@ class Service:
 
     # --- while it runs --------------------------------------------------------------------------------------------------------
 
-    def _plug(self, work: _Work, observer: Observer, reconciler: Reconciler, asking: _Asking, begun: _Begun) -> None:
+    def _plug(self, work: _Work, reconciler: Reconciler, asking: _Asking, begun: _Begun) -> None:
         machine, session = work.machine, self._session
 
         def moved(transitions: Transitions) -> None:
@@ -239,14 +238,6 @@ class Service:
                 moved,
             )
 
-        def show_incidents(found: Sequence[Incident]) -> None:
-            observer.incidents = found
-
-        def look_at_incidents() -> None:
-            machine.tasks.submit(
-                "incidents", lambda cur: incidents.list_recent(cur, session.clock.now()), show_incidents
-            )
-
         widening = Widening(
             machine.tasks,
             session.clock,
@@ -257,7 +248,6 @@ class Service:
         engine = machine.engine
         engine.every(HANDED_OVER_EVERY_S, work.handed_over.look)
         engine.every(QUARANTINED_EVERY_S, retry_quarantined)
-        engine.every(INCIDENTS_EVERY_S, look_at_incidents)
         engine.every(WIDENING_EVERY_S, widening.look)
         engine.every(RECONCILER_EVERY_S, lambda: asking.look(machine, reconciler, session.start_beside))
 
