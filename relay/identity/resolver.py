@@ -18,8 +18,10 @@ from relay.runtime.clock import Clock
 
 # Failures are remembered for about this long (PROTOCOL 8).
 NEGATIVE_S = 300.0
-# One DID is asked about again at most this often, however often somebody wants it fresh.
+# One DID is asked about again at most so many times within the interval, however often somebody wants it fresh. More than once:
+# a key that was read a moment before it was rotated would else be taken for the present one for a minute.
 REFRESH_INTERVAL_S = 60.0
+REFRESHES = 5
 # A directory that is away is left alone for a moment by each DID that has a stale entry.
 STALE_RETRY_S = 30.0
 
@@ -33,17 +35,17 @@ class Result(enum.StrEnum):
     REFRESH = "refresh"
     NEGATIVE = "negative"
     STALE = "stale"
-    LIMITED = "limited"  # wanted fresh, and asked about a moment ago
+    LIMITED = "limited"  # wanted fresh, and asked about too often of late
     FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Entry:
-    """What is known of a DID. `asked_at`: monotonic time of the last lookup, successful or not, None for one from the table."""
+    """What is known of a DID. `asked`: monotonic times of its last lookups, successful or not; none for one from the table."""
 
     identity: Identity | None
     failure: RelayError | None
-    asked_at: float | None
+    asked: tuple[float, ...]
     negative_until: float = 0.0  # monotonic
     stale_until: float = 0.0  # monotonic: the directory was away; serve what there is until then
 
@@ -54,7 +56,8 @@ class Resolver:
     * fresh: resolved less than `fresh_s` ago;
     * the directory is away: an entry that is too old serves (counted as `stale`), and the next question waits STALE_RETRY_S;
     * any other failure is remembered for NEGATIVE_S, and forgets the entry: a tombstone is not to be outlived by a cache;
-    * `refresh=True` passes by memory, table and remembered failures, at most once in REFRESH_INTERVAL_S a DID.
+    * `refresh=True` passes by memory, table and remembered failures, while a DID was asked about less than REFRESHES times within
+      REFRESH_INTERVAL_S.
 
     `store` gets every new identity. Hooks and lookups run without the lock, in the caller's thread. Thread-safe; the lock guards
     `_known`, `_running` and `counts`. Memory: `max_entries`.
@@ -97,7 +100,7 @@ class Resolver:
     def resolve(self, did: str, *, refresh: bool = False) -> Identity:
         """Return the identity of `did`; `resolved_at` tells its age.
 
-        `refresh`: not from a cache, unless the DID was asked about within the last minute. Raises IdentityError (DidNotFound,
+        `refresh`: not from a cache, unless the DID was asked about too often within the last minute. Raises IdentityError (DidNotFound,
         DidTombstoned, DidUnsupported, BadDocument, DirectoryAway), PrivateAddress, Stopped. Blocks for one lookup at most.
         """
         asked_at = self._clock.now()
@@ -135,7 +138,7 @@ class Resolver:
         with self._lock:
             entry = self._known.get(identity.did)
             if entry is None or entry.identity is None or entry.identity.resolved_at < identity.resolved_at:
-                self._known.put(identity.did, _Entry(identity=identity, failure=None, asked_at=None))
+                self._known.put(identity.did, _Entry(identity=identity, failure=None, asked=()))
 
     def forget(self, did: str) -> None:
         """Drop what is known of the DID: the next question goes to the table or the directory."""
@@ -149,7 +152,7 @@ class Resolver:
             return None
         now = self._clock.monotonic()
         if refresh:
-            if entry.asked_at is None or now - entry.asked_at >= REFRESH_INTERVAL_S:
+            if len(entry.asked) < REFRESHES or now - entry.asked[0] >= REFRESH_INTERVAL_S:
                 return None
             self.counts[Result.LIMITED] += 1
             return self._give(entry)
@@ -180,7 +183,7 @@ class Resolver:
         if older is None and self._load is not None:
             older = self._load(did)
             if older is not None and not refresh and self._is_fresh(older):
-                self._remember(did, _Entry(identity=older, failure=None, asked_at=None), Result.TABLE)
+                self._remember(did, _Entry(identity=older, failure=None, asked=()), Result.TABLE)
                 return older
         try:
             identity = self._lookup(did)
@@ -192,7 +195,7 @@ class Resolver:
             self._remember_failure(did, exc)
             raise
         result = Result.REFRESH if refresh else Result.LOOKUP
-        self._remember(did, _Entry(identity=identity, failure=None, asked_at=self._clock.monotonic()), result)
+        self._remember(did, _Entry(identity=identity, failure=None, asked=self._asked(did)), result)
         if self._store is not None:
             self._store(identity)
         return identity
@@ -205,18 +208,25 @@ class Resolver:
             with self._lock:
                 self.counts[Result.FAILED] += 1
             raise exc
-        entry = _Entry(identity=older, failure=None, asked_at=now, stale_until=now + wait_s)
+        entry = _Entry(identity=older, failure=None, asked=self._asked(did), stale_until=now + wait_s)
         self._remember(did, entry, Result.STALE)
         return older
 
     def _remember_failure(self, did: str, exc: RelayError) -> None:
         now = self._clock.monotonic()
         if isinstance(exc, IdentityError) or exc.reason == "private_address":
-            entry = _Entry(identity=None, failure=exc, asked_at=now, negative_until=now + NEGATIVE_S)
+            entry = _Entry(identity=None, failure=exc, asked=self._asked(did), negative_until=now + NEGATIVE_S)
             self._remember(did, entry, Result.FAILED)
         else:
             with self._lock:
                 self.counts[Result.FAILED] += 1
+
+    def _asked(self, did: str) -> tuple[float, ...]:
+        """Return the times of the last lookups of a DID, this one included."""
+        with self._lock:
+            entry = self._known.get(did)
+        before = entry.asked if entry is not None else ()
+        return (*before, self._clock.monotonic())[-REFRESHES:]
 
     def _remember(self, did: str, entry: _Entry, result: Result) -> None:
         with self._lock:
