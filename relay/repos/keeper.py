@@ -197,13 +197,12 @@ class Keeper:
         """Take rows that a claim has stored as active, whatever we thought of them. Each is held, for the caller."""
         residents = []
         for row in rows:
-            known = self.residents.get(row.did)
-            was_resting = known is not None and row.did in self._resting
             resident = self._taken(row, identities.get(row.did))
-            if resident is known and not was_resting and known.counted is not None:
-                self._count(resident.row, known.counted, RepoState.ACTIVE)
-            else:
-                self._count(row, RepoState.PENDING, RepoState.ACTIVE)
+            # It was pending in the database, and so it is counted, but for what we have put since and not heard of as stored.
+            old = RepoState.PENDING
+            if resident.life.is_being_stored and resident.counted is not None:
+                old = resident.counted
+            self._count(resident.row, old, RepoState.ACTIVE)
             resident.counted = RepoState.ACTIVE
             self.hold(resident)
             self.feed(resident, e.Claimed())

@@ -111,6 +111,11 @@ class LiveCore:
         )
 
     @property
+    def is_being_stored(self) -> bool:
+        """Is a row on its way to the database?"""
+        return self._stored != self._version
+
+    @property
     def is_in_flight(self) -> bool:
         """Are live operations or tellings on their way?"""
         return not self._flow.is_quiet

@@ -266,6 +266,9 @@ class Rehearsal:
         self.stopped = True
         self.pipeline.stop_accepting()
 
+    def waiting_for_host(self) -> int:
+        return self.pipeline.downloads.queued
+
     # --- children, as the pipeline sees them --------------------------------------------------------------------------------
 
     def send_fetch(self, message: Any) -> int | None:

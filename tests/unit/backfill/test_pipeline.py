@@ -122,12 +122,11 @@ def test_a_resolved_repo_is_claimed_at_once_where_its_host_has_room_and_fetched_
     stage.fetch(0)
     stage.hear_child("fetch", 0)
     stage.pump()
-    assert not stage.pipeline.downloads.queued
-    assert not stage.pipeline.downloads.running
+    assert stage.waiting_for_host() == 0
     stage.store()
     assert (stage.db[DID].state, stage.db[DID].host) == (RepoState.ACTIVE, HOST)
     stage.hear_stored()
-    assert stage.pipeline.downloads.queued == 1
+    assert stage.waiting_for_host() == 1
     stage.run_to_the_end()
     assert stage.db[DID].state is RepoState.SYNCED
 

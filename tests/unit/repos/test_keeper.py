@@ -91,7 +91,8 @@ def made(batch: int | None = 1, *, follows: bool = False, resting_kept: int = 10
 
 
 def a_row(state: S = S.DISCOVERED, **columns: Any) -> RepoRow:
-    return RepoRow(**{"did": DID, "state": state, "batch": 1} | columns)
+    values: dict[str, Any] = {"did": DID, "state": state, "batch": 1} | columns
+    return RepoRow(**values)
 
 
 def a_synced_row(**columns: Any) -> RepoRow:
