@@ -26,7 +26,7 @@ class LiveEvent:
     """A proved `#commit` or `#sync` of one repo. `since` and `prev_data` are None for a first commit, and for a `#sync`.
 
     `prev_data` of a commit that names none (old PDS software) is the root that undoing its operations gave. `operations`:
-    the wanted ones. `payload` is the owner's: the encoded operations, or where they are.
+    the wanted ones. `payload` is the owner's: the encoded operations, or where they are. `received_at`: monotonic seconds.
     """
 
     seq: int
@@ -37,6 +37,7 @@ class LiveEvent:
     data: bytes
     operations: int
     payload: Any = None
+    received_at: float = 0.0
 
 
 class Verdict(enum.Enum):

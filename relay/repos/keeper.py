@@ -45,8 +45,8 @@ class Stream(Protocol):
 class LiveOutlet(Protocol):
     """The live lane of delivery. What comes back of a token is fed to the keeper."""
 
-    def offer(self, did: str, payload: Any, operations: int, token: e.LiveToken) -> bool:
-        """Queue operations; False: they do not fit, and will not soon."""
+    def offer(self, did: str, payload: Any, operations: int, token: e.LiveToken, received_at: float) -> bool:
+        """Queue operations; False: they do not fit, and will not soon. `received_at`: of their frame, monotonic seconds."""
 
     def tell(self, did: str, payload: bytes, token: e.LiveToken) -> None:
         """Queue a telling, always."""
@@ -384,7 +384,7 @@ class Keeper:
                     self.stream.verify(resident.did, effect.seq, effect.frame)
                 case e.Offer():
                     if behind is None and not self.outlet.offer(
-                        resident.did, effect.payload, effect.operations, effect.token
+                        resident.did, effect.payload, effect.operations, effect.token, effect.received_at
                     ):
                         behind = effect.token
                 case e.OfferAccount():

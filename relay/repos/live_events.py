@@ -400,6 +400,7 @@ class Offer:
     operations: int
     seq: int
     token: LiveToken
+    received_at: float = 0.0  # of the frame, monotonic seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,7 +92,13 @@ class Flow:
         self.operations += event.operations
         token = self.token()
         self._by_token[token] = entry
-        offer = Offer(payload=event.payload, operations=event.operations, seq=event.seq, token=token)
+        offer = Offer(
+            payload=event.payload,
+            operations=event.operations,
+            seq=event.seq,
+            token=token,
+            received_at=event.received_at,
+        )
         self._waiting.append(_Waiting(offer, version))
         return False
 

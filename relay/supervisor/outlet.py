@@ -80,8 +80,8 @@ class LiveLane:
         """Segments that wait here."""
         return sum(len(queue) for queue in self._waiting.values())
 
-    def offer(self, did: str, payload: Any, operations: int, token: LiveToken) -> bool:
-        segment = self._segment(did, payload, operations, token)
+    def offer(self, did: str, payload: Any, operations: int, token: LiveToken, received_at: float) -> bool:
+        segment = self._segment(did, payload, operations, token, received_at)
         if self._is_taken(segment):
             return True
         if self.is_stopping or self._delivery.is_full():
@@ -90,7 +90,7 @@ class LiveLane:
         return False
 
     def tell(self, did: str, payload: bytes, token: LiveToken) -> None:
-        segment = self._segment(did, payload, 1, token)
+        segment = self._segment(did, payload, 1, token, time.monotonic())
         if not self._is_taken(segment):
             self._wait(segment)
 
@@ -120,7 +120,7 @@ class LiveLane:
             if not queue:
                 del self._waiting[address]
 
-    def _segment(self, did: str, payload: Any, operations: int, token: LiveToken) -> Segment:
+    def _segment(self, did: str, payload: Any, operations: int, token: LiveToken, received_at: float) -> Segment:
         return Segment(
             did=did,
             lane=Lane.LIVE,
@@ -129,7 +129,7 @@ class LiveLane:
             operations=operations,
             rev="",
             token=LivePiece(self._keeper, did, token),
-            received_at=time.monotonic(),
+            received_at=received_at,
         )
 
     def _is_taken(self, segment: Segment) -> bool:

@@ -73,6 +73,7 @@ class FrameInHand:
         "operations",
         "payload",
         "position",
+        "received_at",
         "result",
         "rev",
         "size",
@@ -92,6 +93,7 @@ class FrameInHand:
         self.offset = self.size = 0
         self.result: FrameResult | None = None
         self.payload = b""
+        self.received_at = 0.0
         self.deaths = 0
 
     @property

@@ -67,6 +67,7 @@ def _proved(
             data=result.data,
             operations=result.operations,
             payload=payload,
+            received_at=frame.received_at,
         )
     )
 

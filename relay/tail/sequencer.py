@@ -331,7 +331,7 @@ class Sequencer:
             if self._mark.distance >= self._max_open and not self._has_room(self._now):
                 break
             work.at += 1
-            frame = self._open_frame(envelope, work.slot, latest_rev)
+            frame = self._open_frame(envelope, work.slot, latest_rev, batch.received_at)
             if frame is not None:
                 frames.append(frame)
         self._seats.put(work.slot, frames)
@@ -340,7 +340,9 @@ class Sequencer:
         work.slot.close()
         return True
 
-    def _open_frame(self, envelope: Envelope, slot: FrameSlot, latest_rev: str) -> FrameInHand | None:
+    def _open_frame(
+        self, envelope: Envelope, slot: FrameSlot, latest_rev: str, received_at: float
+    ) -> FrameInHand | None:
         """Open one frame; return it if a worker has to look at it."""
         seq, kind, did, time_us, offset, size, rev, is_first, operations = envelope
         queue = self._turns.queue(did)
@@ -359,6 +361,7 @@ class Sequencer:
         rev = rev if rev <= latest_rev else ""
         frame = FrameInHand(position_of(self._era, seq), did, kind, rev, is_first=is_first, operations=operations)
         frame.slot, frame.offset, frame.size = slot, offset, size
+        frame.received_at = received_at
         is_look = not life.is_known and self._mode == "collection"
         if is_telling or is_look or queue.gates:
             frame.is_gate = True

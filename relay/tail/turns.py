@@ -121,7 +121,7 @@ class Turns:
         if not isinstance(frame, KeptFrame):
             raise TypeError(f"frame {position} of {did} comes back as {type(frame).__name__}")
         kept = FrameInHand(position, did, frame.kind, frame.rev)
-        kept.frame, kept.is_seen = frame.frame, True
+        kept.frame, kept.is_seen, kept.received_at = frame.frame, True, self._clock.monotonic()
         queue = self.queue(did)
         self.pin(queue)
         queue.put(kept)

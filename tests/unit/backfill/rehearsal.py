@@ -124,7 +124,7 @@ class LiveLane:
     def __init__(self, stage: Rehearsal) -> None:
         self._stage = stage
 
-    def offer(self, did: str, payload: Any, operations: int, token: LiveToken) -> bool:
+    def offer(self, did: str, payload: Any, operations: int, token: LiveToken, received_at: float) -> bool:
         raise AssertionError("there is no stream")
 
     def tell(self, did: str, payload: bytes, token: LiveToken) -> None:

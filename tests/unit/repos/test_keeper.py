@@ -52,7 +52,7 @@ class Hands:
     def done(self, seq: int) -> None:
         self.asked.append(("done", seq))
 
-    def offer(self, did: str, payload: Any, operations: int, token: e.LiveToken) -> bool:
+    def offer(self, did: str, payload: Any, operations: int, token: e.LiveToken, received_at: float) -> bool:
         self.room -= 1
         if self.room >= 0:
             self.asked.append(("offer", payload, token))
