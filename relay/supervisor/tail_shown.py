@@ -128,7 +128,9 @@ class ReconcileShown:
             (Reconciled.FOUND, view.found),
         ):
             self._metrics.reconciled(result, int(self._added.since(result, total)))
-        completed = view.last_completed_at
+        completed_at = None if view.last_completed_at is None else rfc3339(view.last_completed_at)
+        if not view.running and not view.hosts_total:
+            return ReconcileStatus(completed_at=completed_at)  # none ran since the start
         return ReconcileStatus(
             running=view.running,
             hosts_total=view.hosts_total,
@@ -138,7 +140,7 @@ class ReconcileShown:
             differed=view.differed,
             queued=view.queued,
             found=view.found,
-            completed_at=None if completed is None else rfc3339(completed),
+            completed_at=completed_at,
         )
 
 

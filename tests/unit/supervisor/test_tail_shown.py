@@ -130,6 +130,8 @@ def test_a_reconcile_is_shown_and_measured_and_the_next_one_counts_anew() -> Non
     metrics = Metrics(version="0")
     shown = ReconcileShown(metrics)
     assert shown.look(None) == ReconcileStatus()
+    before = ReconcileView(last_completed_at=0.0)
+    assert shown.look(before) == ReconcileStatus(completed_at="1970-01-01T00:00:00.000Z")
     first = ReconcileView(
         running=True, hosts_total=3, hosts_done=2, hosts_failed=1, compared=90, differed=4, queued=3, found=1
     )
