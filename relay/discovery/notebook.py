@@ -36,11 +36,8 @@ class Notebook:
     Any number of threads; writes are made one at a time: each holds the row of the lease, and the holder's checkpoints update it.
     """
 
-    def __init__(
-        self, database: Database, *, epoch: Callable[[], int | None], partitions: int, clock: Clock, finds: bool
-    ) -> None:
+    def __init__(self, database: Database, *, epoch: Callable[[], int | None], partitions: int, clock: Clock) -> None:
         self._database, self._epoch, self._partitions, self._clock = database, epoch, partitions, clock
-        self._finds = finds
         self._writing = threading.Lock()  # held by who writes; the only I/O under a lock, and what it is for
 
     def begin(self, scope: str) -> tuple[Pass, list[Listing]]:
@@ -70,11 +67,17 @@ class Notebook:
         with self._database.transaction("reconcile: repos of a host") as cur:
             return reconcile.dids_of_host(cur, host, after=after, limit=limit)
 
-    def take(self, number: int, said: Sequence[Candidate], listing: Listing, *, seen: Sequence[str] | None) -> int:
-        """Store a page: how far its listing came, what it has listed (`seen`), and what differs; return how many were compared."""
+    def take(
+        self, number: int, said: Sequence[Candidate], listing: Listing, *, seen: Sequence[str] | None, finds: bool
+    ) -> int:
+        """Store a page: how far its listing came, what it has listed (`seen`), and what differs; return how many were compared.
+
+        `finds`: DIDs without a row are to be discovered.
+        """
         with self._database.transaction("reconcile: compare") as cur:
             rows = reconcile.load(cur, [each.did for each in said])
-        differing = [each for each in said if self._is_worth_noting(compare(rows.get(each.did), each))]
+        noted = {*MARKS, Verdict.UNKNOWN} if finds else MARKS
+        differing = [each for each in said if compare(rows.get(each.did), each) in noted]
         compared = sum(row.tracked and row.host == listing.host for row in rows.values())
         with self._write("reconcile: a page") as cur:
             reconcile.put_candidates(cur, differing)
@@ -125,7 +128,7 @@ class Notebook:
             rows, busy = reconcile.lock(cur, sorted(each.did for each in due))
             decided = [(each, compare(rows.get(each.did), each)) for each in due if each.did not in busy]
             marks = [(each.did, verdict.value, each.rev) for each, verdict in decided if verdict in MARKS]
-            unknown = [(each.did, each.rev) for each, verdict in decided if verdict is Verdict.UNKNOWN and self._finds]
+            unknown = [(each.did, each.rev) for each, verdict in decided if verdict is Verdict.UNKNOWN]
             changed = reconcile.mark(cur, marks, now)
             found = reconcile.insert_found(cur, unknown, partitions=self._partitions, now=now)
             reconcile.drop_candidates(cur, [each.did for each, _ in decided])
@@ -157,9 +160,6 @@ class Notebook:
         reconcile.finish(cur, ended.id, hosts_total=hosts_total, hosts_failed=hosts_failed, note=note)
         listings.forget(cur, _batch(ended))
         reconcile.forget_seen(cur, None)
-
-    def _is_worth_noting(self, verdict: Verdict) -> bool:
-        return verdict in MARKS or (verdict is Verdict.UNKNOWN and self._finds)
 
     @contextmanager
     def _write(self, name: str) -> Iterator[Cursor]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
@@ -100,6 +100,7 @@ class Reconcile:
 
     `rounds_s`: after these waits the hosts that did not answer are asked again; `hurry` ends that. `on_decided` hears of each second look
     that marked something, in the running thread. `closes_incidents`: the scope is all that an incident asks for.
+    `on_stop` ends requests and connections (`net.http.Fetcher.abort`): when it is stopped, and at the end.
     The lock guards `_known`, `_failed`, `_view`.
     """
 
@@ -164,6 +165,8 @@ class Reconcile:
             return ReconcileResult(stopped=True, counts=begun, silent=self._silent())
         finally:
             self._say(running=False)
+            if self._on_stop is not None:
+                self._on_stop()
 
     def _compare(self, begun: Pass) -> None:
         hosts = self._hosts()
@@ -277,22 +280,31 @@ class Reconcile:
             return
         is_few = not self._scope.finds_all and tracked < FEW
         listing = self._listing(begun, host, WHOLE)
-        if listing.finished_at is None and not (is_few and listing.cursor is not None):
-            for turned in self._pages(begun, listing, lambda at: self._calls.list_repos(host, cursor=at)):
-                listing = turned
-                if is_few:
-                    break
+        if listing.finished_at is None and not self._has_begun(host, EACH):
+            listing = self._pages(
+                begun,
+                listing,
+                lambda at: self._calls.list_repos(host, cursor=at),
+                finds=self._scope.finds_all,
+                at_most_one=is_few,
+            )
         if listing.finished_at is None:
             self._ask_each(begun, host)
             return
         missing = replace(listing_of(begun, KIND, host, MISSING, self._clock.now()), finished_at=self._clock.now())
         count = self._retried(lambda: self._notebook.take_missing(missing))
-        self._remember(missing)
+        with self._lock:
+            self._known[host, MISSING] = missing
         log.info("reconcile_host", host=host, pages=listing.pages, listed=listing.repos, missing=count)
 
-    def _pages(self, begun: Pass, listing: Listing, ask: AskRepos, *, counts: bool = True) -> Iterator[Listing]:
-        """Compare a listing from where it stands, and yield how far it came after each page that is stored."""
+    def _pages(
+        self, begun: Pass, listing: Listing, ask: AskRepos, *, finds: bool, at_most_one: bool = False
+    ) -> Listing:
+        """Compare a listing from where it stands; return how far it came: to its end, unless it has more pages than `at_most_one`."""
+        is_whole = listing.param == WHOLE
         for turn in turn_pages(self._reader, listing.host, ask, listing.cursor):
+            if at_most_one and not turn.is_last:
+                break
             self._malformed(listing.host, turn.page.malformed)
             listing = replace(
                 listing,
@@ -301,11 +313,14 @@ class Reconcile:
                 repos=listing.repos + len(turn.page.repos),
                 finished_at=self._clock.now() if turn.is_last else None,
             )
-            seen = [entry.did for entry in turn.page.repos] if counts else None
-            self._take(begun, listing, turn.page.repos, seen)
-            yield listing
+            said, refused = listed_by(listing.host, turn.page.repos, self._clock.now())
+            if refused:
+                log.warning("listing_revs_from_the_future", host=listing.host, entries=refused)
+            seen = [entry.did for entry in turn.page.repos] if is_whole else None
+            self._store(begun, listing, said, seen, finds=finds)
             if not turn.is_last:
                 self._check_stopping()
+        return listing
 
     def _ask_each(self, begun: Pass, host: str) -> None:
         """Ask a host for each of our few repos, instead of for all that it has."""
@@ -322,7 +337,7 @@ class Reconcile:
                 repos=listing.repos + len(dids),
                 finished_at=self._clock.now() if is_last else None,
             )
-            self._store(begun, listing, said, None)
+            self._store(begun, listing, said, None, finds=False)
             if is_last:
                 log.info("reconcile_host", host=host, asked=listing.repos)
                 return
@@ -348,20 +363,19 @@ class Reconcile:
         """Find the repos that hold a collection; of those that we know such a listing says nothing."""
         listing = self._listing(begun, origin, collection)
         if listing.finished_at is None:
-            ask: AskRepos = lambda at: self._calls.list_repos_by_collection(origin, collection, cursor=at)  # noqa: E731
-            for _ in self._pages(begun, listing, ask, counts=False):
-                pass
+            self._pages(
+                begun,
+                listing,
+                lambda at: self._calls.list_repos_by_collection(origin, collection, cursor=at),
+                finds=True,
+            )
 
-    def _take(self, begun: Pass, listing: Listing, entries: list[ListedRepo], seen: list[str] | None) -> None:
-        said, refused = listed_by(listing.host, entries, self._clock.now())
-        if refused:
-            log.warning("listing_revs_from_the_future", host=listing.host, entries=refused)
-        self._store(begun, listing, said, seen)
-
-    def _store(self, begun: Pass, listing: Listing, said: list[Candidate], seen: list[str] | None) -> None:
-        compared = self._retried(lambda: self._notebook.take(begun.id, said, listing, seen=seen))
-        self._remember(listing)
+    def _store(
+        self, begun: Pass, listing: Listing, said: list[Candidate], seen: list[str] | None, *, finds: bool
+    ) -> None:
+        compared = self._retried(lambda: self._notebook.take(begun.id, said, listing, seen=seen, finds=finds))
         with self._lock:
+            self._known[listing.host, listing.param] = listing
             self._view = replace(self._view, compared=self._view.compared + compared)
 
     # --- the second look ------------------------------------------------------------------------------------------------------
@@ -407,9 +421,9 @@ class Reconcile:
             known = self._known.get((host, param))
         return known or listing_of(begun, KIND, host, param, self._clock.now())
 
-    def _remember(self, listing: Listing) -> None:
+    def _has_begun(self, host: str, param: str) -> bool:
         with self._lock:
-            self._known[listing.host, listing.param] = listing
+            return (host, param) in self._known
 
     def _is_done(self, host: str, param: str) -> bool:
         with self._lock:

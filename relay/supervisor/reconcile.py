@@ -67,8 +67,7 @@ def make_reconcile(
         Guard(allow_private=settings.security.allow_private_hosts, exempt=(*named, *operator_origins)),
         user_agent=user_agent(settings.http.contact),
     )
-    finds = scope.finds_all or bool(scope.collections)
-    notebook = Notebook(database, epoch=epoch, partitions=settings.relay.partitions, clock=clock, finds=finds)
+    notebook = Notebook(database, epoch=epoch, partitions=settings.relay.partitions, clock=clock)
     return Reconcile(
         Xrpc(fetcher),
         gate,

@@ -40,11 +40,11 @@ WITH RECURSIVE step (host) AS (
     SELECT n.host FROM step, LATERAL (
         SELECT r.host FROM repo r WHERE r.host > step.host ORDER BY r.host LIMIT 1
     ) n
-), some AS (
+), chosen AS (
     SELECT host FROM step LIMIT %(limit)s
 )
-SELECT some.host, (SELECT count(*) FROM (SELECT FROM repo r WHERE r.host = some.host LIMIT %(enough)s) counted)
-FROM some ORDER BY some.host;
+SELECT chosen.host, (SELECT count(*) FROM (SELECT FROM repo r WHERE r.host = chosen.host LIMIT %(enough)s) counted)
+FROM chosen ORDER BY chosen.host;
 
 -- load(dids) -> did, host, state, reason, rev, rev_heard, told and to tell, check_due, tracked
 -- Called for each page of a listing; primary key. No lock: what is found here is looked at again.

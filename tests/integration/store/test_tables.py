@@ -14,12 +14,14 @@ from relay.store import (
     instances,
     listings,
     partitions,
+    reconcile,
 )
 from relay.store.dead_letters import DeadLetter
 from relay.store.hosts import HostRow
 from relay.store.identities import IdentityFailure
 from relay.store.listings import Listing
 from relay.store.pool import Database
+from relay.store.reconcile import Counts
 
 NOW = 1_700_000_000.0
 DID = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
@@ -175,6 +177,84 @@ class TestIncidents:
             assert [(incident.id, incident.closed_at) for incident in shown] == [(hole, None), (other, NOW + 3)]
             assert [incident.id for incident in incidents.list_recent(cur, NOW + 90_000)] == [hole]
             assert incidents.open_incident(cur, "frame", "another", NOW + 5) != other
+
+    def test_a_reconcile_closes_what_did_not_happen_again_after_it_began(self, each_database: Database) -> None:
+        with each_database.transaction("before") as cur:
+            answered = incidents.open_incident(cur, "hole", "a hole", NOW)
+            again = incidents.open_incident(cur, "outdated_cursor", "too old", NOW)
+        with each_database.transaction("begin") as cur:
+            began = reconcile.open_new(cur, "all")
+        with each_database.transaction("meanwhile") as cur:
+            assert incidents.open_incident(cur, "outdated_cursor", "too old", NOW) == again
+        with each_database.transaction("end") as cur:
+            assert incidents.close_answered(cur, began.began_at, NOW + 9, "; but") == [answered]
+            assert [each.id for each in incidents.list_open(cur)] == [again]
+            closed = next(each for each in incidents.list_recent(cur, NOW + 9) if each.id == answered)
+            assert (closed.text, closed.closed_at) == ("a hole; but", NOW + 9)
+
+
+class TestReconcile:
+    def test_one_pass_is_open_at_a_time_and_its_counts_add_up(self, each_database: Database) -> None:
+        with each_database.transaction("pass") as cur:
+            reconcile.set_baseline(cur)
+            baseline = reconcile.find_last(cur)
+            assert baseline is not None
+            assert baseline.note == reconcile.BASELINE
+            began = reconcile.open_new(cur, "all")
+            reconcile.set_baseline(cur)
+            reconcile.add_counts(cur, began.id, Counts(compared=3, differed=2))
+            reconcile.add_counts(cur, began.id, Counts(compared=4, queued=1, found=5))
+            found = reconcile.find_open(cur)
+            assert found is not None
+            assert (found.compared, found.differed, found.queued, found.found) == (7, 2, 1, 5)
+            reconcile.finish(cur, began.id, hosts_total=9, hosts_failed=1, note="no\0te")
+            assert reconcile.find_open(cur) is None
+        with each_database.transaction("last") as cur:
+            last = reconcile.find_last(cur)
+            assert last is not None
+            assert (last.id, last.hosts_total, last.hosts_failed, last.note) == (began.id, 9, 1, "no�te")
+
+    def test_the_lock_is_of_one_session(self, database: Database) -> None:
+        first, second = database.session("first"), database.session("second")
+        with first.transaction("lock") as cur:
+            assert reconcile.try_lock(cur)
+        with second.transaction("lock") as cur:
+            assert not reconcile.try_lock(cur)
+        first.close()
+        with second.transaction("lock") as cur:
+            assert reconcile.try_lock(cur)
+        second.close()
+
+    def test_hosts_come_with_how_many_repos_live_there(self, each_database: Database) -> None:
+        with each_database.transaction("hosts") as cur:
+            for number in range(30):
+                cur.execute(
+                    "INSERT INTO repo (did, partition, host, state) VALUES (%s, 0, %s, 'synced')",
+                    (f"did:plc:{number}", f"https://{'abc'[number % 3]}" if number else None),
+                )
+            assert reconcile.tracked_hosts(cur, enough=10) == [("https://a", 9), ("https://b", 10), ("https://c", 10)]
+            assert reconcile.tracked_hosts(cur, after="https://b", enough=2) == [("https://c", 2)]
+
+    def test_what_a_complete_listing_did_not_have_is_missing(self, each_database: Database) -> None:
+        with each_database.transaction("missing") as cur:
+            for number in range(12):
+                state = ("synced", "inactive", "pending")[number % 3]
+                cur.execute(
+                    "INSERT INTO repo (did, partition, host, state, tracked) VALUES (%s, 0, 'https://a', %s, %s)",
+                    (f"did:plc:{number:02}", state, number != 9),
+                )
+            reconcile.add_seen(cur, "https://a", 1, ["did:plc:00", "did:plc:01", "did:plc:99"])
+            reconcile.add_seen(cur, "https://a", 2, ["did:plc:03"])
+            reconcile.add_seen(cur, "https://b", 1, ["did:plc:04"])
+            reconcile.add_seen(cur, "https://a", 2, ["did:plc:10"])  # two passes at once: both count
+            reconcile.add_seen(cur, "https://a", 3, [])
+            assert reconcile.put_missing(cur, "https://a") == 3
+            assert {each.did for each in reconcile.candidates(cur, 4e9, 10)} == {
+                "did:plc:04",
+                "did:plc:06",
+                "did:plc:07",
+            }
+            assert all(each.missing for each in reconcile.candidates(cur, 4e9, 10))
 
 
 class TestPartitions:
