@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import orjson
 
 from relay.discovery.listing import EnumerationResult
 from relay.observe.log import get_logger
@@ -75,7 +74,7 @@ class HandedOver:
                 if batch.enumerated_at is None:
                     to_enumerate.append(batch)
                 elif repos.unfinished_of_batch(cursor, batch.id) == 0:
-                    note = orjson.dumps(repos.count_by_state(cursor, batch.id)).decode()
+                    note = json.dumps(repos.count_by_state(cursor, batch.id))
                     batches.finish_batch(cursor, batch.id, now, note)
                     log.info("batch_finished", batch=batch.id, targets=note)
             return _Seen(to_enumerate, time.monotonic() - began)
