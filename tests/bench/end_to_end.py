@@ -31,6 +31,7 @@ from relay.store.embedded import EmbeddedPostgres
 
 ROOT = Path(__file__).resolve().parents[2]
 TICKS = os.sysconf("SC_CLK_TCK")
+_CHILDREN = {"relay-fetch": "fetch", "relay-worker": "workers"}  # by the names that they give themselves; else the forkserver
 
 
 @dataclass(slots=True)
@@ -105,13 +106,13 @@ class Sampler(threading.Thread):
             return root if root != "relay" else "supervisor"
         try:
             command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            threads = len(os.listdir(f"/proc/{pid}/task"))
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
         except OSError:
             return None
         if "postgres" in command:
             return "postgres"
         if "forkserver" in command:
-            return "fetch" if threads > 5 else "workers"
+            return _CHILDREN.get(name, "supervisor")
         return "supervisor"
 
 
