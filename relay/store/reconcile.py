@@ -224,6 +224,7 @@ def add_seen(cur: Cursor, host: str, page: int, dids: Sequence[str]) -> None:
 
 def put_missing(cur: Cursor, host: str) -> int:
     """Make candidates of a host's repos that no page of its complete listing had; return how many."""
+    cur.execute(_SQL["join_by_hash"])
     cur.execute(_SQL["put_missing"], {"host": host})
     return cur.rowcount
 

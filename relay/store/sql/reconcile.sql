@@ -47,7 +47,8 @@ SELECT chosen.host, (SELECT count(*) FROM (SELECT FROM repo r WHERE r.host = cho
 FROM chosen ORDER BY chosen.host;
 
 -- load(dids) -> did, host, state, reason, rev, rev_heard, told and to tell, check_due, tracked
--- Called for each page of a listing; primary key. No lock: what is found here is looked at again.
+-- Called for each page of a listing; primary key. No lock: what is found here is looked at again. With `save` and `add_seen` 20 pages/s
+-- among 1 M repos (8 ms of our time each), 8.6 bytes a repo in reconcile_seen.
 SELECT did, host, state, reason, rev, rev_heard, told_active, told_status, told_time_us, tell_active, tell_status, tell_time_us,
        check_due, tracked
 FROM repo WHERE did = ANY(%(dids)s);
@@ -89,7 +90,11 @@ INSERT INTO reconcile_seen AS s (host, page, hashes)
 SELECT %(host)s, %(page)s, array_agg(hashtextextended(did, 0)) FROM unnest(%(dids)s::text[]) AS listed (did)
 ON CONFLICT (host, page) DO UPDATE SET hashes = s.hashes || excluded.hashes;
 
--- put_missing(host)      called when a host's listing is complete: one statement, 2 s for a host of 1 M repos (a hash join)
+-- join_by_hash()      called before put_missing, for its transaction only
+-- On tables that were never analyzed the planner would compare each of a million repos with each of a million hashes.
+SELECT set_config('enable_nestloop', 'off', true);
+
+-- put_missing(host)      called when a host's listing is complete: one statement, 0.6 s for a host of 1 M repos (a hash join)
 -- Index repo_host. Of two DIDs with one hash the missing one would be missed: once in 10 million million hosts.
 INSERT INTO reconcile_candidate (did, host, missing)
 SELECT r.did, r.host, true FROM repo r
@@ -104,7 +109,7 @@ ON CONFLICT (did) DO NOTHING;
 DELETE FROM reconcile_seen WHERE host = %(host)s OR %(host)s IS NULL;
 
 -- mark(rows json, now) -> verdict      called by each second look, of rows that it has locked; primary key
--- `newer`: fetched again; `status`, `commit`: its host is asked; `heard`: the rev is remembered.
+-- 11,000 rows/s with the rest of the second look. `newer`: fetched again; `status`, `commit`: its host is asked; `heard`: the rev is remembered.
 UPDATE repo r
 SET state = CASE WHEN v.verdict <> 'newer' THEN r.state WHEN r.host IS NULL THEN 'discovered' ELSE 'pending' END,
     reason = CASE WHEN v.verdict = 'newer' THEN 'newer_rev' ELSE r.reason END,

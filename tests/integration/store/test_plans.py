@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from relay.model import RepoState
-from relay.store import identities, repos
+from relay.store import identities, reconcile, repos
 from relay.store.pool import Database
 from relay.store.repos import Discovered
 from relay.store.statements import Cursor
@@ -166,3 +166,28 @@ def test_a_batch_is_counted_by_its_index(large: Database) -> None:
     assert "repo_batch" in scanned(plan)
     assert "Seq Scan" not in plan
     assert "repo_batch" in scanned(plan_of(large, lambda cur: repos.quarantined_of_batch(cur, 4, 100)) + plan)
+
+
+def test_a_page_of_a_reconcile_is_compared_and_marked_by_primary_key(large: Database) -> None:
+    assert_uses(plan_of(large, lambda cur: reconcile.load(cur, DIDS)), "repo_pkey")
+    assert_uses(plan_of(large, lambda cur: cur.execute(reconcile._SQL["lock"], {"dids": DIDS})), "repo_pkey")
+    verdicts = [(did, "newer", "3kc") for did in DIDS]
+    assert_uses(plan_of(large, lambda cur: reconcile.mark(cur, verdicts, NOW)), "repo_pkey")
+
+
+def test_the_hosts_and_repos_of_a_reconcile_come_from_the_host_index(large: Database) -> None:
+    assert_uses(plan_of(large, lambda cur: reconcile.tracked_hosts(cur, after="https://pds1", enough=50)), "repo_host")
+    plan = plan_of(large, lambda cur: reconcile.dids_of_host(cur, "https://pds7.example", after="did:plc:3", limit=20))
+    assert_uses(plan, "repo_host")
+
+
+def test_what_a_listing_did_not_have_is_joined_and_not_looked_up_one_by_one(large: Database) -> None:
+    with large.transaction("seen") as cur:
+        for page in range(3):
+            reconcile.add_seen(cur, "https://pds7.example", page, DIDS)
+        reconcile.put_missing(cur, "https://pds7.example")
+        assert cur.query is not None
+        cur.execute(b"EXPLAIN " + cur.query)  # in the same transaction: it asks for this join
+        plan = "\n".join(row[0] for row in cur.fetchall())
+    assert "repo_host" in scanned(plan), plan
+    assert re.search(r"(Hash|Merge)( Right)? Anti Join", plan), plan
