@@ -78,8 +78,8 @@ def store_filter(cur: Cursor, in_force: str) -> None:
     cur.execute(_SQL["store_filter"], {"filter": in_force})
 
 
-def store_filter_compared(cur: Cursor, compared: str) -> None:
-    """Say that every synced repo has been compared with this filter."""
+def store_filter_compared(cur: Cursor, compared: str | None) -> None:
+    """Say that every synced repo has been compared with this filter; None: not any more."""
     cur.execute(_SQL["store_filter_compared"], {"filter": compared})
 
 

@@ -8,10 +8,11 @@ from relay.atproto.nsid_filter import NsidFilter
 from relay.config.schema import Settings
 from relay.observe.log import get_logger
 from relay.runtime.clock import SystemClock
-from relay.store import batches, instances, repos
+from relay.store import batches, instances, partitions, repos
 from relay.store.statements import Cursor
 from relay.supervisor.books import Books, Summary, missing_targets
 from relay.supervisor.census import Census
+from relay.supervisor.covering import parse_covers
 from relay.supervisor.discovery import Discovery, Targets
 from relay.supervisor.enumerating import enumeration_into
 from relay.supervisor.firstseq import store_first_cursor
@@ -88,6 +89,10 @@ class BackfillRun:
 
     def _begin(self, cursor: Cursor) -> int:
         reset = repos.reset_active(cursor)
+        compared = partitions.read(cursor).filter_compared
+        if compared is not None and not self._filter.covers(parse_covers(compared)):
+            # What is fetched here will cover less than the next service may rely on: it compares all repos again.
+            partitions.store_filter_compared(cursor, None)
         batch, resumed = batches.open_batch(cursor, self._targets.spec(self._filter), self._clock.now())
         instances.forget_silent(cursor, FORGET_INSTANCES_S)
         log.info("batch_opened", batch=batch, resumed=resumed, left_active=reset)

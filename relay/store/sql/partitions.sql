@@ -14,7 +14,7 @@ WHERE id = 0 AND (cursor IS NULL OR upstream IS DISTINCT FROM %(upstream)s);
 -- store_filter(filter)      called by a service that has taken the lease; taking it has cleared what the one before said
 UPDATE partition SET filter = %(filter)s WHERE id = 0;
 
--- store_filter_compared(filter)      called by a service when it has compared every synced repo with its filter
+-- store_filter_compared(filter)      called by a service when it has compared every synced repo with its filter, and by a narrower backfill: null
 UPDATE partition SET filter_compared = %(filter)s WHERE id = 0;
 
 -- try_lock() -> bool      called by cluster.leases: who has this session lock may take the lease; it ends with the session

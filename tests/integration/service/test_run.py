@@ -85,6 +85,21 @@ def test_a_wider_filter_fetches_again_what_does_not_cover_it(make_scene: MakeSce
     assert not scene.network.traffic.repos(), "a narrower one fetches nothing"
 
 
+def test_what_a_narrow_backfill_fetched_in_between_is_fetched_again(make_scene: MakeScene) -> None:
+    scene = make_scene(accounts=6, inactive_share=0.0)
+    program = scene.start("run")
+    until_equal(scene, program, "all of it")
+    wait_until(lambda: scene.select("SELECT filter_compared FROM partition") == [("",)], "compared")
+    end(program)
+    changed = scene.network.dids()[:2]
+    scene.network.write(8, changed)
+    scene.backfill("--did", *changed, env={"NSID_FILTER": "com.example."})
+    assert scene.select("SELECT count(*) FROM repo WHERE covers = 'com.example.'") == [(2,)]
+    program = scene.start("run", env={"FIREHOSE_HOST": ""})  # no stream that would load these repos by itself
+    until_equal(scene, program, "what the narrow one left out")
+    end(program)
+
+
 def test_a_quarantined_repo_is_tried_again_by_itself(make_scene: MakeScene) -> None:
     scene = make_scene(accounts=6, inactive_share=0.0)
     scene.backfill("--all")
