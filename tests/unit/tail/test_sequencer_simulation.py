@@ -142,5 +142,9 @@ class Sequencing(RuleBasedStateMachine):
 
 TestSequencing = Sequencing.TestCase
 TestSequencing.settings = settings(
-    max_examples=200, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=200,
+    stateful_step_count=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
 )

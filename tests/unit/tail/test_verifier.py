@@ -111,6 +111,23 @@ def test_an_operation_that_is_too_large_is_told_and_the_others_go_on() -> None:
     assert (result.operations, result.ops_total) == (1, 2)
 
 
+@pytest.mark.parametrize(
+    ("sought", "found"),
+    [
+        (["app.bsky.feed.post"], 2),
+        (["app.bsky.feed.like", "com.example.other"], 0),
+        (["com.example.other"], 0),
+        ([], 0),
+    ],
+)
+def test_a_look_tells_how_many_records_a_commit_leaves_in_sought_collections(sought: list[str], found: int) -> None:
+    """Without a key; a delete leaves nothing. CHANGES: a create, an update and a delete of posts."""
+    envelope = FrameToVerify(7, 0, len(COMMIT.frame), DID, None, FrameFlag.LOOK_ONLY)
+    asked = NsidFilter.parse(sought) if sought else None
+    result, payload = FrameVerifier(_settings()).verify(COMMIT.frame, envelope, ALL, TIME_US, asked)
+    assert (result.outcome, result.operations, result.rev, payload) == (Outcome.LOOKED, found, COMMIT.rev, b"")
+
+
 def test_only_wanted_operations_are_encoded_and_none_if_not_asked() -> None:
     wanted = NsidFilter.parse(["app.bsky.feed.like"])
     result, payload = _verdict(COMMIT.frame, wanted=wanted)
