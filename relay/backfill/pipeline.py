@@ -186,6 +186,14 @@ class Pipeline:
             for resident in residents:
                 self._keeper.release(resident)
 
+    def unattended(self, dids: Iterable[str]) -> list[str]:
+        """Return which of the repos that are stored as active nobody here knows of: a claim took place whose answer was lost."""
+        return [did for did in dids if not self._is_attended(self._keeper.get(did))]
+
+    @staticmethod
+    def _is_attended(resident: Resident | None) -> bool:
+        return resident is not None and (resident.life.is_attended or resident.life.is_being_stored)
+
     def _claim_directly(self, resident: Resident, identity: Identity) -> bool:
         """A discovered repo has just been resolved: where its host has room it need not wait for a claim from the database."""
         row, downloads = resident.row, self.downloads

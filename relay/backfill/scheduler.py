@@ -32,6 +32,9 @@ CHECKS_EVERY_S = 1.0
 RETRIES_AT_A_TIME = 5000
 CHECKS_AT_A_TIME = 200
 TELLS_AT_A_TIME = 500
+# A claim whose commit broke with its connection may have taken place: nobody knows of its repos, which nobody can claim again.
+ORPHANS_EVERY_S = 30.0
+ORPHANS_AT_A_TIME = 2000
 # Repos that wait for an ingester to hear that they are inactive hold nothing but memory: this bounds it (about 2 KB each).
 MOST_IN_WORK = 20_000
 
@@ -68,6 +71,7 @@ class Scheduler:
         self._asked: set[str] = set()
         self._next: dict[str, float] = {}
         self._checked_up_to = ""
+        self._active_up_to = ""
         self._told_up_to: str | None = None  # None: there is nothing to tell again
         self.paused = False
 
@@ -91,6 +95,7 @@ class Scheduler:
         self._look_for_discovered(now)
         self._every("retries", RETRIES_EVERY_S, now, self._requeue_due)
         self._every("checks", CHECKS_EVERY_S, now, self._look_for_checks)
+        self._every("orphans", ORPHANS_EVERY_S, now, self._look_for_orphans)
 
     def something_changed(self) -> None:
         """New repos, or repos that became due: look again without waiting."""
@@ -196,6 +201,23 @@ class Scheduler:
         self._ask_rows(
             "checks", lambda cur: repos.checks_due(cur, CHECKS_AT_A_TIME, after=after), self._pipeline.check, found
         )
+
+    def _look_for_orphans(self) -> None:
+        """Questions are asked one after the other, so the claims that this one sees are answered by the time of its answer."""
+        after = self._active_up_to
+
+        def found(dids: list[str]) -> None:
+            self._active_up_to = dids[-1] if len(dids) == ORPHANS_AT_A_TIME else ""
+            orphans = self._pipeline.unattended(dids)
+            if orphans:
+                log.warning("forgotten_claims_released", repos=len(orphans), first=orphans[0])
+                self._ask("release", lambda cur: repos.release_active(cur, orphans), released)
+
+        def released(moved: repos.Transitions) -> None:
+            self._keeper.moved(moved, of_batch=True)
+            self.something_changed()
+
+        self._ask("orphans", lambda cur: repos.list_active(cur, ORPHANS_AT_A_TIME, after=after), found)
 
     def look_for_tells(self) -> None:
         """At start: statuses that were stored and never acknowledged are told again."""

@@ -111,6 +111,11 @@ class LiveCore:
         )
 
     @property
+    def is_attended(self) -> bool:
+        """Does somebody see to it that this active repo gets on: a fetch that runs, a drain, its own first commits?"""
+        return self._fetching or self.is_fresh or self._will_hold()
+
+    @property
     def is_being_stored(self) -> bool:
         """Is a row on its way to the database?"""
         return self._stored != self._version

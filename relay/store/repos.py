@@ -250,6 +250,18 @@ def reset_active(cur: Cursor) -> int:
     return count + cur.rowcount
 
 
+def list_active(cur: Cursor, limit: int, *, after: str = "") -> list[str]:
+    """Return active repos above `after` in DID order."""
+    cur.execute(_SQL["list_active"], {"limit": limit, "after": after})
+    return [row[0] for row in cur.fetchall()]
+
+
+def release_active(cur: Cursor, dids: Sequence[str]) -> Transitions:
+    """Make those of `dids` that are active pending (discovered without a host), because nobody works on them."""
+    cur.execute(_SQL["release_active"], {"dids": sorted(dids)})
+    return _transitions(cur)
+
+
 def checks_due(cur: Cursor, limit: int, *, after: str = "") -> list[RepoRow]:
     """Return repos above `after` in DID order that wait for a getRepoStatus or getLatestCommit (`check_due`)."""
     cur.execute(_SQL["checks_due"], {"limit": limit, "after": after})

@@ -27,10 +27,14 @@ SELECT pg_advisory_unlock(7236283511);
 SELECT set_config('lock_timeout', %(limit)s, true);
 
 -- take(owner, seconds) -> epoch      called by cluster.leases with the lock in hand; waits for the transactions of the old epoch
+-- FOR UPDATE: an UPDATE of these columns alone would not wait for those who have checked the epoch (see check_epoch).
+WITH held AS MATERIALIZED (
+    SELECT id FROM partition WHERE id = 0 FOR UPDATE
+)
 UPDATE partition
 SET owner = %(owner)s, epoch = epoch + 1, renewed_at = clock_timestamp(), filter = NULL,
     lease_until = clock_timestamp() + make_interval(secs => %(seconds)s)
-WHERE id = 0
+WHERE id IN (SELECT id FROM held)
 RETURNING epoch;
 
 -- renew(epoch, seconds)      called by cluster.leases every few seconds; no row: another instance has taken over

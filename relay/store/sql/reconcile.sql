@@ -2,7 +2,7 @@
 SELECT pg_try_advisory_lock(7236283512);
 
 -- hold_epoch() -> epoch      called by a reconcile beside a holder, at the start of each write: a take-over waits for its end
-SELECT epoch FROM partition WHERE id = 0 FOR SHARE;
+SELECT epoch FROM partition WHERE id = 0 FOR KEY SHARE;
 
 -- find_open() -> all columns      called at the start of a pass, and to see whether there is one; index reconcile_open
 SELECT id, scope, extract(epoch FROM began_at)::float8, extract(epoch FROM finished_at)::float8,

@@ -176,6 +176,16 @@ RETURNING due.state, r.state;
 UPDATE repo SET state = CASE WHEN host IS NULL THEN 'discovered' ELSE 'pending' END, again = NULL, updated_at = now()
 WHERE state = 'active';
 
+-- list_active(after, limit) -> did      called by the scheduler twice a minute: is there one that nobody works on?
+-- Index repo_rare.
+SELECT did FROM repo WHERE state = 'active' AND did > %(after)s ORDER BY did LIMIT %(limit)s;
+
+-- release_active(dids) -> old state, new state      called by the scheduler for those
+-- Primary key.
+UPDATE repo SET state = CASE WHEN host IS NULL THEN 'discovered' ELSE 'pending' END, next_attempt_at = now(), updated_at = now()
+WHERE did = ANY(%(dids)s) AND state = 'active'
+RETURNING 'active', state;
+
 -- reset_homeless()    called with reset_active: a pending repo without a host would never be claimed
 -- Index repo_pending.
 UPDATE repo SET state = 'discovered', updated_at = now()

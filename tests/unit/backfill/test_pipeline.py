@@ -131,6 +131,17 @@ def test_a_resolved_repo_is_claimed_at_once_where_its_host_has_room_and_fetched_
     assert stage.db[DID].state is RepoState.SYNCED
 
 
+def test_an_active_repo_that_nobody_works_on_is_found(stage: Rehearsal) -> None:
+    other = "did:plc:" + "b" * 24
+    stage.add(Account(did=DID, host=HOST, pieces=1), state=RepoState.PENDING)
+    stage.ask_for_claims()
+    stage.run_ask()
+    assert stage.pipeline.unattended([DID, other]) == [DID, other]
+    stage.hear(stage.answers)
+    assert stage.pipeline.unattended([DID, other]) == [other]
+    stage.run_to_the_end()
+
+
 def test_rows_that_were_read_before_they_were_stored_anew_are_left_out(crowded: Rehearsal) -> None:
     stage = crowded
     stage.add(Account(did=DID, host=HOST, pieces=1))
