@@ -6,6 +6,7 @@ channels hangs (PERFORMANCE section 10 measured it), also for replacements.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
@@ -228,3 +229,14 @@ def prepare_child(name: str) -> None:
     # What ps and top show: a forked child has the command line of the forkserver.
     pr_set_name = 15
     libc.prctl(pr_set_name, name.encode()[:15])
+
+
+def run_as_batch() -> None:
+    """Have this thread, and those that it starts, wait for the end of others' time slice when they wake up, instead of interrupting them.
+
+    Linux sched(7), SCHED_BATCH: the share of the processor stays the same. A policy that the operator chose (`chrt`) is left as it is.
+    """
+    if os.sched_getscheduler(0) != os.SCHED_OTHER:
+        return
+    with contextlib.suppress(OSError):  # a sandbox may forbid it; it is a saving and no need
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
