@@ -109,7 +109,8 @@ def _signing_key(document: Mapping[str, Any], did: str) -> str | None:
             continue
         try:
             if kind == "Multikey":
-                return parse_multikey(text).multikey
+                parse_multikey(text)
+                return text  # a point has one Multikey only: its first byte is not zero, so base58 spells it in one way
             if kind in _LEGACY_TYPES:
                 return parse_legacy_key(_LEGACY_TYPES[kind], text).multikey
         except InvalidKey:

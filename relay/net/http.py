@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from relay import __version__
-from relay.net.address import InvalidAddress, Origin, Target, join_target, parse_target
+from relay.net.address import InvalidAddress, Origin, Target, join_target, parse_target, target_below
 from relay.net.answers import error_from_answer
 from relay.net.body import BodySink, BytesSink, CorruptBody, Gunzip
 from relay.net.errors import BadResponse, NetError, PrivateAddress, Stopped, TooLarge, Truncated
@@ -99,7 +99,7 @@ class Fetcher:
 
     def get(
         self,
-        url: str,
+        url: str | Target,
         sink: BodySink,
         *,
         limits: FetchLimits,
@@ -114,7 +114,7 @@ class Fetcher:
         """
         started = time.monotonic()
         deadline = started + limits.total_s
-        target = self._parse(url)
+        target = self._parse(url) if isinstance(url, str) else url
         for _ in range(limits.max_redirects + 1):
             self.guard.check_name(target.origin)
             result = self._get_once(target, sink, limits, started, deadline, accept, accept_encoding, content_types)
@@ -125,7 +125,9 @@ class Fetcher:
             f"{url}: more than {limits.max_redirects} redirects (http.max_redirects)", host=str(target.origin)
         )
 
-    def get_bytes(self, url: str, *, limits: FetchLimits, accept: str = "application/json") -> tuple[Answer, bytes]:
+    def get_bytes(
+        self, url: str | Target, *, limits: FetchLimits, accept: str = "application/json"
+    ) -> tuple[Answer, bytes]:
         """Download a small body into memory. Raises as `get`."""
         sink = BytesSink()
         answer = self.get(url, sink, limits=limits, accept=accept, accept_encoding=ACCEPT_ENCODING_JSON)
@@ -143,6 +145,16 @@ class Fetcher:
                 status=answer.status,
                 facts=answer.facts,
             ) from exc
+
+    def target(self, base: str, path: str) -> Target:
+        """Return what `get` takes instead of a URL where one base is asked again and again; see `address.target_below`.
+
+        Raises PrivateAddress, as `get` does for what is no URL.
+        """
+        try:
+            return target_below(base, path)
+        except InvalidAddress as exc:
+            raise PrivateAddress(str(exc), host=base[:200]) from exc
 
     def abort(self) -> None:
         """End every request in all threads (they raise Stopped) and refuse new ones. From any thread, any number of times."""

@@ -190,7 +190,7 @@ class Xrpc:
     def get_repo(self, pds: str, did: str, sink: BodySink, *, limits: FetchLimits) -> Answer:
         """Download the CAR of a repo into `sink`. Raises RepoNotFound, RepoInactive, TooLarge, and the sink's own errors."""
         return self.fetcher.get(
-            f"{pds}/xrpc/com.atproto.sync.getRepo?did={quote(did, safe=':')}",
+            self.fetcher.target(pds, f"/xrpc/com.atproto.sync.getRepo?did={quote(did, safe=':')}"),
             sink,
             limits=limits,
             accept=CAR_TYPES[0],
@@ -241,7 +241,7 @@ class DidDirectory:
             raise DidUnsupported(f"{did[:200]}: neither did:plc nor a did:web that can be asked for", did=did)
         is_plc = did.startswith("did:plc:")
         try:
-            url = f"{self._plc_url}/{did}" if is_plc else did_web_url(did)
+            url = self._fetcher.target(self._plc_url, f"/{did}") if is_plc else did_web_url(did)
         except InvalidAddress as exc:
             raise DidUnsupported(f"{did}: {exc}", did=did) from exc
         try:

@@ -148,3 +148,14 @@ def test_any_text_is_a_key_or_a_typed_error(text: str) -> None:
             parse(text)
         except InvalidKey:
             continue
+
+
+@pytest.mark.parametrize("curve", Curve)
+@pytest.mark.parametrize("number", range(1, 20))
+def test_a_key_has_one_multikey(curve: Curve, number: int) -> None:
+    """So a text that parses may be kept as it is."""
+    text = PublicKey(curve, _point(curve, number)).multikey
+    assert parse_multikey(text).multikey == text
+    for other in ("z1" + text[1:], "z" + text, text + "1", text + " ", " " + text, text.upper()):
+        with pytest.raises(InvalidKey):
+            parse_multikey(other)

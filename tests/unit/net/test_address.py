@@ -14,6 +14,7 @@ from relay.net.address import (
     join_target,
     listed_host_origin,
     parse_target,
+    target_below,
 )
 
 
@@ -112,3 +113,17 @@ def test_did_web_is_asked_at_its_well_known_place() -> None:
     for did in ("did:web:a.io:path", "did:web:a.io%2Fpath", "did:web:", "did:web:a.io%40b"):
         with pytest.raises(InvalidAddress):
             did_web_url(did)
+
+
+@pytest.mark.parametrize(
+    "base", ["https://pds.example.com", "https://h.io/", "http://localhost:2583/under/a/path/", "https://h.io/é"]
+)
+def test_a_target_below_a_base_is_that_of_the_whole_url(base: str) -> None:
+    path = "/xrpc/com.atproto.sync.getRepo?did=did:plc:ewvi7nxzyoun6zhxrhs64oiz"
+    assert target_below(base, path) == parse_target(base.rstrip("/") + path)
+
+
+@pytest.mark.parametrize("path", ["", "x", "/a b", "/a\r\nHost: x", "/\x00", "/é"])
+def test_a_path_that_may_not_stand_in_a_request_line_is_refused(path: str) -> None:
+    with pytest.raises(InvalidAddress):
+        target_below("https://h.io", path)
