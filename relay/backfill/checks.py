@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable
 from relay.backfill import messages as m
 from relay.backfill.downloads import Downloads
 from relay.backfill.endings import Endings
+from relay.backfill.identifying import Identifying
 from relay.backfill.snapshots import Snapshots
 from relay.backfill.work import Stage, Work, Works
 from relay.errors import Blame
-from relay.model import RepoState
+from relay.model import Identity, RepoState
 from relay.net.gate import HostGate
 from relay.repos import live_events as e
 from relay.repos.failures import Failure, RetryPolicy, judge
@@ -35,6 +36,7 @@ class Checks:
         keeper: Keeper,
         downloads: Downloads,
         endings: Endings,
+        identifying: Identifying,
         snapshots: Snapshots,
         hosts: HostGate,
         policy: RetryPolicy,
@@ -43,7 +45,7 @@ class Checks:
     ) -> None:
         self._works, self._keeper, self._downloads, self._endings = works, keeper, downloads, endings
         self._hosts, self._policy, self._clock, self._send = hosts, policy, clock, send
-        self._snapshots = snapshots
+        self._identifying, self._snapshots = identifying, snapshots
         self._asked: set[str] = set()
 
     def begin(self, residents: Iterable[Resident]) -> None:
@@ -63,8 +65,7 @@ class Checks:
         """Take an answer; the download is over already."""
         row, feed = work.row, self._keeper.feed
         if message.active is False:
-            self._asked.discard(work.did)
-            return self._endings.not_active(work, message.status or "deactivated", "")
+            return self._not_active(work, message.status or "deactivated", "")
         feed(work.resident, e.CheckAnswered(mark=work.check_mark))
         if row.state is RepoState.INACTIVE:
             row.next_attempt_at = self._clock.now()
@@ -78,8 +79,7 @@ class Checks:
     def failed(self, work: Work, message: m.FetchFailed) -> None:
         """Take a refusal or a failure; the download is over already."""
         if message.account_status is not None:
-            self._asked.discard(work.did)
-            return self._endings.not_active(work, message.account_status, message.text)
+            return self._not_active(work, message.account_status, message.text)
         verdict = judge(
             Failure(reason=message.reason, blame=Blame(message.blame), text=message.text),
             attempts=0,
@@ -98,6 +98,23 @@ class Checks:
         self._asked.discard(work.did)
         work.over = True
         self._endings.give_back(work)
+
+    def _not_active(self, work: Work, status: str, text: str) -> None:
+        """Its host says so; but an account that has moved is deactivated there: only a fresh document tells."""
+        if self._identifying.knows_afresh(work.resident):
+            self._asked.discard(work.did)
+            return self._endings.not_active(work, status, text)
+
+        def resolved(identity: Identity | None) -> None:
+            if identity is None or identity.pds != work.host:
+                self.end(work)  # the mark stays: asked again later, at the new host if it has one
+            else:
+                self._asked.discard(work.did)
+                self._endings.not_active(work, status, text)
+
+        work.stage = Stage.RESOLVING
+        self._identifying.resolve(work.resident, resolved)
+        return None
 
     def _ask(self, resident: Resident, host: str, what: str) -> None:
         if not self._hosts.try_start(host):

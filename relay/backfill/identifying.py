@@ -59,6 +59,11 @@ class Identifying:
             return False
         return self._clock.now() - work.identity.resolved_at < FRESHLY_RESOLVED_S
 
+    def knows_afresh(self, resident: Resident) -> bool:
+        """Was the document of a repo read a moment ago, past the caches or not?"""
+        identity = resident.identity
+        return identity is not None and self._clock.now() - identity.resolved_at < FRESHLY_RESOLVED_S
+
     def ask(self, work: Work, *, force: bool) -> None:
         """Look the identity of a claimed work up; `force`: past every cache."""
         work.stage = Stage.RESOLVING

@@ -136,6 +136,7 @@ class Pipeline:
             keeper=keeper,
             downloads=self.downloads,
             endings=self._endings,
+            identifying=self._identifying,
             snapshots=self.snapshots,
             hosts=hosts,
             policy=policy,

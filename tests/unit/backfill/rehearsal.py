@@ -59,6 +59,7 @@ class Account:
     version: int = 1
     key: str = "zKey1"
     status: str = ""  # empty: active
+    status_at_old_host: str = ""  # empty: it knows nothing of the account any more
     large: bool = False  # its operations do not fit into a slot
 
     @property
@@ -351,6 +352,8 @@ class Rehearsal:
         return m.Resolved(account.did, account.key, account.host, "a.test", now, None, None, None, 0.1, None)
 
     def _check(self, job: m.FetchCheck, account: Account) -> Any:
+        if job.host != account.host and account.status_at_old_host:
+            return m.Checked(job.job, None, False, account.status_at_old_host, None)
         if job.host != account.host:
             return m.FetchFailed(job.job, "repo_not_found", "repo", "not here", None, "answered", None)
         if job.what == "status":

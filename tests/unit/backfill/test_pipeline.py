@@ -252,6 +252,25 @@ def test_a_check_whose_host_is_gone_for_good_ends(stage: Rehearsal) -> None:
     )
 
 
+def test_an_account_that_is_deactivated_where_it_moved_from_is_asked_about_where_it_is(stage: Rehearsal) -> None:
+    other = "https://two.example"
+    account = Account(did=DID, host=other, pieces=1, status_at_old_host="deactivated")
+    stage.add(account, state=RepoState.SYNCED, check_due="status", rev=account.rev, data=b"1" * 36)
+    stage.db[DID].host = HOST
+    stage.run_to_the_end()
+    row = stage.db[DID]
+    assert (row.state, row.host, row.check_due) == (RepoState.SYNCED, other, None)
+    assert stage.ingester.get(DID) is None
+
+
+def test_an_account_that_is_deactivated_where_it_lives_is_told_so(stage: Rehearsal) -> None:
+    account = Account(did=DID, host=HOST, pieces=1, status="deactivated")
+    stage.add(account, state=RepoState.SYNCED, check_due="status", rev=account.rev, data=b"1" * 36)
+    stage.run_to_the_end()
+    assert (stage.db[DID].state, stage.db[DID].reason) == (RepoState.INACTIVE, "deactivated")
+    assert stage.ingester[DID].active is False
+
+
 def test_a_check_leaves_a_repo_that_waits_for_its_fetch_alone(stage: Rehearsal) -> None:
     stage.add(Account(did=DID, host=HOST, pieces=1), state=RepoState.PENDING, check_due="status")
     stage.ask_for_checks()
