@@ -3,7 +3,7 @@
     python -m tests.support.readme --write      brings the table of configuration keys up to date
 
 A block is marked by a comment before it: `runs` (a test executes it), `exports` (its variables are set for the blocks that
-follow), `serves` (started, and left running for the blocks that follow).
+follow), `serves` and `works` (an ingester, a service: started, and left running for the blocks that follow).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DEPENDS_ON_THE_MACHINE = {"backfiller.workers": "number of cores"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """A marked shell block; `kind` is runs, exports or serves."""
+    """A marked shell block; `kind` is runs, exports, serves or works."""
 
     kind: str
     text: str
@@ -31,7 +31,9 @@ class Block:
 
 def blocks() -> list[Block]:
     """Return the README's marked blocks in their order."""
-    found = re.findall(r"^<!-- (runs|exports|serves) -->\n```sh\n(.*?)^```$", README.read_text("utf-8"), re.M | re.S)
+    found = re.findall(
+        r"^<!-- (runs|exports|serves|works) -->\n```sh\n(.*?)^```$", README.read_text("utf-8"), re.M | re.S
+    )
     return [Block(kind=kind, text=text) for kind, text in found]
 
 

@@ -14,10 +14,18 @@ from relay.model import RepoState
 from relay.observe.metrics import Metrics
 from relay.observe.status import Phase, Rates, StatusSnapshot
 from relay.store.repos import RepoRow
+from relay.supervisor.resume import StartKind
+from relay.tail.reader import IncidentKind
 from tests.support.readme import README, key_table, table_in_readme
 
 TEXT = README.read_text("utf-8")
-DOCUMENTS = [README, *(README.parent / name for name in ("ARCHITECTURE.md", "CHANGELOG.md", "docs/ingester-guide.md"))]
+DOCUMENTS = [
+    README,
+    *(
+        README.parent / name
+        for name in ("ARCHITECTURE.md", "CHANGELOG.md", "docs/ingester-guide.md", "docs/operations.md")
+    ),
+]
 
 
 def test_it_has_every_configuration_key_as_the_schema_declares_it() -> None:
@@ -39,6 +47,11 @@ def test_it_names_every_state_and_phase(word: str) -> None:
     assert f"`{word}`" in TEXT
 
 
+@pytest.mark.parametrize("kind", [*IncidentKind, *StartKind])
+def test_it_says_what_each_incident_means(kind: str) -> None:
+    assert re.search(rf"^\| `{kind}` \|", TEXT, re.MULTILINE)
+
+
 def test_it_names_every_key_of_the_contracts() -> None:
     contract = [
         "instance",
@@ -58,7 +71,8 @@ def test_it_names_every_key_of_the_contracts() -> None:
 
 def test_every_metric_that_it_names_is_there() -> None:
     rendered = Metrics(version="0").render().decode()
-    for name in set(re.findall(r"`(relay_[a-z_]+)", TEXT)):
+    operations = (README.parent / "docs" / "operations.md").read_text("utf-8")
+    for name in set(re.findall(r"`(relay_[a-z_]+)", TEXT + operations)):
         assert f"# HELP {name} " in rendered, name
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -59,12 +60,13 @@ def test_every_command_of_the_readme_works(tmp_path: Path, postgres_server: Serv
             "HOME": str(tmp_path),
             "LANG": "C.UTF-8",
             "PLC_URL": network.plc_url,
-            "FIREHOSE_HOST": network.relay_url,
+            "FIREHOSE_HOST": network.firehose_url,
             "ALLOW_PRIVATE_HOSTS": "true",
             "METRICS_PORT": "0",
         }
         exports: list[str] = []
         servers: list[Program] = []
+        services: list[Program] = []
         try:
             for block in blocks():
                 text = block.text
@@ -76,11 +78,20 @@ def test_every_command_of_the_readme_works(tmp_path: Path, postgres_server: Serv
                     server = Program(["bash", "-c", script], env=environ, cwd=tmp_path)
                     servers.append(server)
                     server.wait_for_line("^listening on ")
+                elif block.kind == "works":
+                    service = Program(
+                        ["bash", "-c", f"exec {text.strip()}"], env={**environ, **_exported(exports)}, cwd=tmp_path
+                    )
+                    services.append(service)
+                    service.wait_for_line("^metrics: ")
                 elif block.kind == "runs":
                     _run(script, environ, tmp_path)
+            for service in services:
+                service.signal(signal.SIGTERM)
+                assert service.wait() == 0, service
         finally:
-            for server in servers:
-                server.stop()
+            for program in (*services, *servers):
+                program.stop()
         differences = compare(network.truth(), read_sink(records), patterns=["app.bsky."])
         assert not differences, report(differences)
         first = read_sink(f"sqlite://{tmp_path / 'var' / 'first' / 'records.sqlite'}")
@@ -88,6 +99,11 @@ def test_every_command_of_the_readme_works(tmp_path: Path, postgres_server: Serv
         assert not differences, report(differences)
     for name in databases:
         postgres_server.drop(name)
+
+
+def _exported(lines: list[str]) -> dict[str, str]:
+    """Return what `export NAME=value` lines set; so that a service can be the process itself, and gets its signals."""
+    return {name: value.strip("'") for name, value in (line.removeprefix("export ").split("=", 1) for line in lines)}
 
 
 def _run(script: str, environ: dict[str, str], folder: Path) -> None:
@@ -107,4 +123,4 @@ def _run(script: str, environ: dict[str, str], folder: Path) -> None:
 
 
 def test_the_readme_has_blocks_of_every_kind() -> None:
-    assert {block.kind for block in blocks()} == {"runs", "exports", "serves"}
+    assert {block.kind for block in blocks()} == {"runs", "exports", "serves", "works"}
