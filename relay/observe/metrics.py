@@ -318,15 +318,16 @@ class Metrics:
         """Count failed attempts, whoever is to blame."""
         self._repo_failures.labels(self.label(reason)).inc(count)
 
-    def desynced(self, reason: str, count: int = 1) -> None:
-        self._desyncs.labels(self.label(reason)).inc(count)
-
     def count(self, metric: str, label: str, n: int = 1) -> None:
-        """Count a `Count` effect of a repo's live life. Raises KeyError for a name that has no counter.
+        """Count a `Count` effect of a repo's live life, or a telling ("account", "identity", by source). Raises KeyError for a name
+        that has no counter.
 
         Not "invalid": that is counted where every frame is, those of unknown repos too (`invalid`).
         """
         if metric == "invalid":
+            return
+        if metric in ("account", "identity"):
+            self.made(OpType[metric.upper()], Source[label], n)
             return
         counter, fixed = self._counted[metric]
         counter.labels(fixed or self.label(label)).inc(n)

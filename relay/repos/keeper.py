@@ -389,10 +389,12 @@ class Keeper:
                         behind = effect.token
                 case e.OfferAccount():
                     if behind is None:
+                        self._note("account", _source(effect).name)
                         crash_point(CrashPoint.STATUS_STORED)
                         self.outlet.tell(resident.did, _account(resident.did, effect), effect.token)
                 case e.OfferIdentity():
                     if behind is None:
+                        self._note("identity", _source(effect).name)
                         self.outlet.tell(resident.did, _identity(resident.did, effect), effect.token)
                 case e.Withdraw():
                     for token in self.outlet.withdraw(resident.did, effect.tokens):
@@ -492,13 +494,18 @@ class Keeper:
             self.targets[new] += 1
 
 
+def _source(telling: e.OfferAccount | e.OfferIdentity) -> Source:
+    """What was learnt elsewhere than on the stream, or is told again, has no seq."""
+    return Source.FIREHOSE if telling.seq else Source.BACKFILL
+
+
 def _account(did: str, telling: e.OfferAccount) -> bytes:
     return encode_account(
         did=did,
         active=telling.active,
         status=telling.status,
         time_us=telling.time_us,
-        source=Source.FIREHOSE if telling.seq else Source.BACKFILL,
+        source=_source(telling),
         seq=telling.seq & SEQ_MAX,
     )
 
@@ -509,7 +516,7 @@ def _identity(did: str, telling: e.OfferIdentity) -> bytes:
         handle=telling.handle,
         pds=telling.pds,
         time_us=telling.time_us,
-        source=Source.FIREHOSE if telling.seq else Source.BACKFILL,
+        source=_source(telling),
         seq=telling.seq & SEQ_MAX,
     )
 

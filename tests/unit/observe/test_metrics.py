@@ -67,7 +67,8 @@ def test_every_method_moves_its_series() -> None:
     metrics.repos({RepoState.SYNCED: 5})
     metrics.repo_finished(RepoState.SYNCED)
     metrics.repo_failed("host_down")
-    metrics.desynced("newer_rev")
+    metrics.count("account", "FIREHOSE", 2)
+    metrics.count("identity", "BACKFILL")
     metrics.fetched(FetchOutcome.OK, 1000, 0.2)
     metrics.rate_limited(2.5)
     metrics.identity(CacheResult.HIT, 7)
@@ -99,7 +100,8 @@ def test_every_method_moves_its_series() -> None:
         ("relay_repos", "failed"): 0,
         ("relay_repos_finished_total", "synced"): 1,
         ("relay_repo_failures_total", "host_down"): 1,
-        ("relay_desyncs_total", "newer_rev"): 1,
+        ("relay_operations_total", "ACCOUNT", "FIREHOSE"): 2,
+        ("relay_operations_total", "IDENTITY", "BACKFILL"): 1,
         ("relay_fetch_bytes_total", "ok"): 1000,
         ("relay_fetch_seconds_count", "ok"): 1,
         ("relay_rate_limit_waits_total",): 1,
