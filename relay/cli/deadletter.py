@@ -18,7 +18,7 @@ from relay.observe import words
 from relay.observe.status import rfc3339
 from relay.pb.encode import decode_operation
 from relay.store import dead_letters
-from relay.store.dead_letters import DeadLetter
+from relay.store.dead_letters import FRAME, DeadLetter
 from relay.store.pool import Database
 
 _PAGE = 1000
@@ -90,9 +90,12 @@ def list_entry(letter: DeadLetter) -> dict[str, object]:
 
 
 def show_entry(letter: DeadLetter) -> dict[str, object]:
-    """Return everything about a letter: with `record` (JSON text) or `record_cbor` (base64) where the operation was kept."""
-    entry = {**list_entry(letter), "record": None, "record_cbor": None}
+    """Return everything about a letter: with `record` (JSON text), `record_cbor` or `frame` (base64) where that was kept."""
+    entry = {**list_entry(letter), "record": None, "record_cbor": None, "frame": None}
     if letter.operation is None:
+        return entry
+    if letter.type == FRAME:  # of the firehose: it never became an operation
+        entry["frame"] = base64.b64encode(letter.operation).decode()
         return entry
     operation = decode_operation(letter.operation)
     if operation.record_json:

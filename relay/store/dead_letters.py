@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from psycopg2.extras import execute_values
 
@@ -14,6 +14,9 @@ from relay.store.text import printable
 _SQL = load_statements("dead_letters")
 _AT = "(to_timestamp(%s), %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
 _NEWEST = 2**63 - 1
+
+
+FRAME: Final = "FRAME"  # `type` of a letter that holds a frame of the firehose, and not an operation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Final
 
 from relay.repos import live_events as e
 from relay.repos.handover import LiveEvent
-from relay.store.dead_letters import DeadLetter
+from relay.store.dead_letters import FRAME, DeadLetter
 from relay.tail.inhand import FrameInHand, seq_of
 from relay.tail.messages import FAILED, NO_KEY, FrameResult, Outcome
 
@@ -17,7 +17,6 @@ KEY_REASONS: Final = frozenset({NO_KEY, "bad_signature", "invalid_key"})
 _KEPT_REASONS: Final = frozenset({FAILED, WORKER_DIED})
 FIREHOSE: Final = "FIREHOSE"
 # Type of a letter that is a whole frame, and not one operation.
-FRAME: Final = "FRAME"
 
 
 def is_key_failure(result: FrameResult) -> bool:

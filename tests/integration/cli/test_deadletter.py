@@ -57,6 +57,16 @@ def _listed(loaded: Loaded, capsys: pytest.CaptureFixture[str], *words: str) -> 
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
+def test_a_frame_of_the_firehose_is_shown_as_it_came() -> None:
+    letter = DeadLetter(
+        at=AT, did="did:plc:a", collection=None, rkey="77", cid=None, rev=None, type=dead_letters.FRAME, source="FIREHOSE",
+        reason="worker_died", message="", ingester="", attempts=3, size=3, operation=b"\xff\x00\x01",
+    )  # fmt: skip
+    shown = deadletter.show_entry(letter)
+    assert shown["frame"] == base64.b64encode(b"\xff\x00\x01").decode()
+    assert (shown["record"], shown["record_cbor"]) == (None, None)
+
+
 def test_list_is_newest_first_and_can_be_narrowed(loaded: Loaded, capsys: pytest.CaptureFixture[str]) -> None:
     everything = _listed(loaded, capsys)
     assert [each["reason"] for each in everything] == ["record_too_large", "retries", "rejected"]
