@@ -31,7 +31,10 @@ from relay.store.embedded import EmbeddedPostgres
 
 ROOT = Path(__file__).resolve().parents[2]
 TICKS = os.sysconf("SC_CLK_TCK")
-_CHILDREN = {"relay-fetch": "fetch", "relay-worker": "workers"}  # by the names that they give themselves; else the forkserver
+_CHILDREN = {
+    "relay-fetch": "fetch",
+    "relay-worker": "workers",
+}  # by the names that they give themselves; else the forkserver
 
 
 @dataclass(slots=True)
