@@ -171,12 +171,13 @@ class LiveRepo(LiveCore):
 
     def _proved(self, event: LiveEvent) -> None:
         _, is_done = self._proving.pop(event.seq)
+        if self.state is S.SYNCED and self._handover is None and not is_done:
+            self._live(event)
+            return
         self._hear(event.rev)
         match self.state:
             case S.SYNCED | S.ACTIVE if is_done and not self.is_fresh:
                 pass  # seen before the claim whose fetch contains it
-            case S.SYNCED if self._handover is None:
-                self._live(event)
             case S.SYNCED | S.ACTIVE:
                 if self.is_fresh and not event.is_sync and event.since is None:
                     event = replace(event, since=BEGINNING.rev, prev_data=BEGINNING.data)
@@ -195,6 +196,8 @@ class LiveRepo(LiveCore):
                 assert_never(self.state)
 
     def _live(self, event: LiveEvent) -> None:
+        """Nothing is stored yet of one that follows: the row changes when it is acknowledged, and a replay would bring it again."""
+        self._heard = max(self._heard, event.rev)
         chain = self._flow.accepted
         verdict = Verdict.BROKEN if chain is None else check_chain(chain, event)
         match verdict:
@@ -248,7 +251,7 @@ class LiveRepo(LiveCore):
         self.is_known = True
         if self._reason == REJECTED:
             self._standing.tell_status_again()
-        if self._version or self.state is not S.ACTIVE:  # else it was loaded by the claim itself
+        if self._draft.version or self.state is not S.ACTIVE:  # else it was loaded by the claim itself
             self._change()
         self.state, self._reason, self._again = S.ACTIVE, None, None
         self.fetch += 1

@@ -63,8 +63,26 @@ class RepoRow:
     seen_check_due: str | None = None
 
     def __copy__(self) -> RepoRow:
-        """Each change that is put is a copy: four times as fast as the general way, which was a sixth of the engine's time."""
-        return RepoRow(**dict(zip(_ALL_FIELDS, _all_values(self), strict=True)))
+        """Each change that is put is a copy. One assignment a field takes 0.3 us, a loop over them 2.5."""
+        row = RepoRow.__new__(RepoRow)
+        row.did, row.partition, row.host, row.state, row.reason = (
+            self.did,
+            self.partition,
+            self.host,
+            self.state,
+            self.reason,
+        )
+        row.rev, row.data, row.rev_begun, row.rev_heard = self.rev, self.data, self.rev_begun, self.rev_heard
+        row.covers = self.covers
+        row.told_active, row.told_status, row.told_time_us = self.told_active, self.told_status, self.told_time_us
+        row.tell_active, row.tell_status, row.tell_time_us = self.tell_active, self.tell_status, self.tell_time_us
+        row.told_identity_us, row.tell_identity_us = self.told_identity_us, self.tell_identity_us
+        row.tell_handle, row.tell_pds, row.check_due = self.tell_handle, self.tell_pds, self.check_due
+        row.attempts, row.next_attempt_at, row.touched = self.attempts, self.next_attempt_at, self.touched
+        row.tracked, row.batch, row.shard, row.records = self.tracked, self.batch, self.shard, self.records
+        row.bytes, row.last_error, row.created_at = self.bytes, self.last_error, self.created_at
+        row.updated_at, row.synced_at, row.seen_check_due = self.updated_at, self.synced_at, self.seen_check_due
+        return row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +112,6 @@ class UpsertResult:
     covers: frozenset[str | None] = frozenset()
 
 
-_ALL_FIELDS = tuple(entry.name for entry in fields(RepoRow))
-_all_values = attrgetter(*_ALL_FIELDS)
 _TIMES = frozenset({"next_attempt_at", "created_at", "updated_at", "synced_at"})
 _FIELDS = tuple(entry.name for entry in fields(RepoRow) if entry.name != "seen_check_due")
 _COLUMNS = ", ".join(
@@ -106,6 +122,7 @@ _WRITTEN = tuple(
     for entry in fields(RepoRow)
     if entry.name not in {"partition", "tracked", "batch", "created_at", "updated_at"}
 )
+_written_values = attrgetter(*_WRITTEN)
 _PARTS = load_statements("repos")
 _SQL = {
     name: text.replace("{columns}", _COLUMNS).replace("{fetch_again}", _PARTS["fetch_again"])
@@ -386,7 +403,7 @@ def _row(values: Iterable[Any]) -> RepoRow:
 
 
 def _written(row: RepoRow) -> dict[str, Any]:
-    values = {name: getattr(row, name) for name in _WRITTEN}
+    values = dict(zip(_WRITTEN, _written_values(row), strict=True))
     if row.data is not None:
         values["data"] = row.data.hex()
     if row.last_error is not None:
