@@ -12,6 +12,7 @@ from relay.repos.buffer import LiveBuffer
 from relay.repos.handover import Chain, Handover, LiveEvent, Verdict
 from relay.repos.lifecycle import Event as LifeEvent
 from relay.repos.lifecycle import after
+from relay.repos.live_draft import Draft
 from relay.repos.live_flow import Flow
 from relay.repos.live_standing import Standing
 
@@ -69,10 +70,11 @@ class LiveCore:
         self._fetching = False
         self._snapshot: Snapshot | None = None
         self._flying_snapshot: int | None = None
-        self._version = self._stored = 0
-        self._effects: list[e.Effect] = []
-        self._dirty = self._urgent = False
-        self._standing = Standing(self._flow, facts, self._change, self._effect)
+        self._stored = 0
+        self._draft = Draft()
+        self._effects = self._draft.effects
+        self._change = self._draft.change
+        self._standing = Standing(self._flow, facts, self._draft)
 
     # --- what the owner sees ------------------------------------------------------------------------------------------
 
@@ -107,7 +109,7 @@ class LiveCore:
             and not self._fetching
             and self._flying_snapshot is None
             and not self._standing.is_resolving
-            and self._stored == self._version
+            and self._stored == self._draft.version
         )
 
     @property
@@ -118,12 +120,16 @@ class LiveCore:
     @property
     def is_being_stored(self) -> bool:
         """Is a row on its way to the database?"""
-        return self._stored != self._version
+        return self._stored != self._draft.version
 
     @property
     def is_in_flight(self) -> bool:
         """Are live operations or tellings on their way?"""
         return not self._flow.is_quiet
+
+    def is_telling(self, token: e.LiveToken) -> bool:
+        """Is it of a status or an identity on its way?"""
+        return self._flow.is_telling(token)
 
     @property
     def check_mark(self) -> int:
@@ -255,14 +261,6 @@ class LiveCore:
 
     # --- small change -------------------------------------------------------------------------------------------------
 
-    def _effect(self, effect: e.Effect) -> None:
-        self._effects.append(effect)
-
-    def _change(self, *, is_urgent: bool = False) -> int:
-        """The row differs from what was put last; return the version that this event's Store will have."""
-        self._dirty, self._urgent = True, self._urgent or is_urgent
-        return self._version + 1
-
     def _hear(self, rev: str) -> None:
         if rev > self._heard:
             self._heard = rev
@@ -294,14 +292,16 @@ class LiveCore:
         self._effects.append(e.Count(metric=metric, label=label))
 
     def _end(self) -> tuple[e.Effect, ...]:
-        if not self.is_removed:
+        draft = self._draft
+        if self.is_removed:
+            return draft.taken()
+        if self._handover is not None:
             self._drain()
-            if self._flying_snapshot is None:
-                self._effects.extend(self._flow.release(self._stored))
+        if self._flying_snapshot is None:
+            self._effects.extend(self._flow.release(self._stored))
+        if self._snapshot is not None:
             self._send_snapshot()
-        effects, self._effects = self._effects, []
-        if self._dirty and self.is_known and not self.is_removed:
-            self._version += 1
-            effects.insert(0, e.Store(facts=self.facts, version=self._version, is_urgent=self._urgent))
-        self._dirty = self._urgent = False
-        return tuple(effects)
+        if draft.is_dirty and self.is_known:
+            draft.version += 1
+            self._effects.insert(0, e.Store(facts=self.facts, version=draft.version, is_urgent=draft.is_urgent))
+        return draft.taken()

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
 
 from relay.model import AccountStatus
 from relay.repos import live_events as e
+from relay.repos.live_draft import Draft
 from relay.repos.live_flow import Flow
-
-
-class Change(Protocol):
-    """Says that the row differs now; returns the version that it will be stored with. Urgent: operations wait for it."""
-
-    def __call__(self, *, is_urgent: bool = False) -> int: ...
 
 
 class Standing:
@@ -24,8 +17,8 @@ class Standing:
     say, and what was not acknowledged is told again after a start; a mark for a check is stored until its own answer came.
     """
 
-    def __init__(self, flow: Flow, facts: e.Facts, change: Change, emit: Callable[[e.Effect], None]) -> None:
-        self._flow, self._change, self._emit = flow, change, emit
+    def __init__(self, flow: Flow, facts: e.Facts, draft: Draft) -> None:
+        self._flow, self._change, self._effects = flow, draft.change, draft.effects
         self.told, self.tell = facts.told, facts.tell
         self.told_identity_us, self.tell_identity = facts.told_identity_us, facts.tell_identity
         self.check_due = facts.check_due
@@ -93,7 +86,7 @@ class Standing:
 
     def resolve(self) -> None:
         self.is_resolving = True
-        self._emit(e.ResolveIdentity())
+        self._effects.append(e.ResolveIdentity())
 
     def identity_learnt(self, event: e.IdentityLearnt) -> None:
         self.is_resolving = False
@@ -138,7 +131,7 @@ class Standing:
         if self.check_due != what:
             self.check_due = what
             self._change()
-        self._emit(e.CheckDue(what=what, mark=self.check_mark))
+        self._effects.append(e.CheckDue(what=what, mark=self.check_mark))
 
     def check_answered(self, mark: int) -> None:
         """An answer to an older mark may be from before what set the newest one."""
