@@ -166,6 +166,10 @@ class Flow:
             self._truncate(self._by_token[first])
         return frames
 
+    def is_telling(self, token: LiveToken) -> bool:
+        """Is it of a telling that was released?"""
+        return isinstance(self._flying.get(token), OfferAccount | OfferIdentity)
+
     def offers_in_flight(self) -> tuple[LiveToken, ...]:
         """The tokens of operations that are queued or sent, oldest first."""
         return tuple(token for token, flew in self._flying.items() if isinstance(flew, _Entry))
