@@ -135,7 +135,7 @@ class LiveRepo(LiveCore):
             self._unknown(frame)
         match self.state:
             case S.ACTIVE if self._is_raw:
-                # Not proved before the identity is known, and no frame waits for a resolver: done, as the repo is stored pending.
+                # Not proved before the identity is known, and no frame waits for a resolver: done, as a start fetches what is stored active.
                 raw = LiveEvent(
                     seq=frame.seq,
                     is_sync=frame.kind == "sync",

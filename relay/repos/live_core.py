@@ -52,7 +52,7 @@ class LiveCore:
         self.refetches = 0
         facts = facts or e.Facts()
         self.state = facts.state
-        self.is_fresh = False  # brand-new, and its own first commits are all there is: stored pending, in memory active
+        self.is_fresh = False  # brand-new, and its own first commits are all there is: active, and a start fetches it
         self._reason = facts.reason
         chain = Chain(facts.rev, facts.data) if facts.rev is not None and facts.data is not None else None
         self._flow = Flow(did, chain)
@@ -83,7 +83,7 @@ class LiveCore:
         """What is to be stored now."""
         chain = self._flow.acknowledged
         return e.Facts(
-            state=S.PENDING if self.is_fresh else self.state,
+            state=self.state,
             reason=self._reason,
             rev=chain.rev if chain else None,
             data=chain.data if chain else None,

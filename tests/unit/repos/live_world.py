@@ -398,7 +398,7 @@ class Simulation:
             if facts is not None and facts.state in FETCHED and did not in self.fetches and not self.is_putting(did):
                 if facts.state is S.DISCOVERED:
                     yield self.resolve, did
-                elif not (did in self.repos and self.repos[did].is_fresh):
+                else:
                     yield self.claim, did
             if did in self.fetches and self.fetches[did] != SENT:
                 yield (self.answer if self.fetches[did] is None else self.verify_snapshot), did

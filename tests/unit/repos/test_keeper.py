@@ -259,6 +259,20 @@ def test_a_repo_that_the_stream_made_known_gets_a_row() -> None:
     assert not shelf.changes[-1].is_new
 
 
+def test_no_claim_can_take_a_brand_new_repo_while_its_own_first_commits_are_on_their_way() -> None:
+    keeper, shelf, _ = made(follows=True, batch=None)
+    resident = keeper.take_unknown(DID, 3)
+    keeper.feed(resident, e.FrameSeen(seq=1, kind="commit", rev="3k1", is_first=True))
+    (change,) = shelf.changes
+    assert change.row is not None
+    assert change.row.state is S.ACTIVE  # claims take what is pending, and a start fetches what was active
+    assert keeper.counts[S.ACTIVE] == 1
+    keeper.feed(resident, e.IdentityFailed())
+    row = shelf.changes[-1].row
+    assert row is not None
+    assert row.state is S.DESYNCED
+
+
 def test_a_did_without_a_row_leaves_nothing_behind() -> None:
     keeper, shelf, hands = made(follows=True)
     resident = keeper.take_unknown(DID, 3)

@@ -325,10 +325,10 @@ def test_a_commit_without_wanted_operations_waits_for_those_before_it_and_its_fr
 # --- brand-new repos --------------------------------------------------------------------------------------------------
 
 
-def test_a_brand_new_repo_is_stored_pending_then_synced_when_its_first_commit_is_delivered() -> None:
+def test_a_brand_new_repo_is_stored_active_then_synced_when_its_first_commit_is_delivered() -> None:
     driven = Driven(known=False)
     driven.feed(seen(1, is_first=True))
-    assert (driven.repo.facts.state, driven.done()) == (S.PENDING, [1])
+    assert (driven.repo.facts.state, driven.done()) == (S.ACTIVE, [1])
     assert not driven.of(e.Verify)
     driven.feed(e.IdentityLearnt(handle=None, pds="https://pds.example", time_us=1))
     assert driven.of(e.Verify) == [e.Verify(seq=1, frame="frame 1")]
@@ -336,7 +336,7 @@ def test_a_brand_new_repo_is_stored_pending_then_synced_when_its_first_commit_is
     assert driven.offered() == []  # not before its row says that something was sent
     driven.stored()
     assert driven.offered() == [1]
-    assert driven.repo.facts.state is S.PENDING
+    assert driven.repo.facts.state is S.ACTIVE
     driven.acknowledge()
     facts = driven.repo.facts
     assert (facts.state, facts.rev, facts.covers, facts.touched) == (S.SYNCED, rev(1), "", True)
