@@ -168,12 +168,14 @@ class Identifying:
             if answer.reason == "directory_away" and suspected is not None:
                 return self._endings.fail(work, suspected)
             return self._endings.fail(work, identity_failure(work.did, answer))
+        newest = work.resident.identity
+        if newest is not None and newest.pds and newest.signing_key and newest.resolved_at > identity.resolved_at:
+            identity = newest  # somebody has read it since the answer's cache did
         before, work.identity, work.identity_is_new = work.identity, identity, True
-        work.resident.identity = identity
-        if identity.pds != work.host:
+        has_moved = identity.pds != work.host
+        self._learn(work.resident, identity)
+        if has_moved:
             # Another host has other limits: the repo waits there for its turn.
-            log.info("repo_moved", did=work.did, host=work.host, to=identity.pds)
-            work.row.host = identity.pds
             return self._endings.release(work, identity)
         if suspected is not None:
             return self._settle(work, suspected, status, before)

@@ -117,6 +117,7 @@ class Told:
     refused: set[int] = field(default_factory=set)
     complete: str = ""
     active: bool | None = None
+    pds: str | None = None
 
 
 class LiveLane:
@@ -132,7 +133,8 @@ class LiveLane:
         ((place, size),) = split_operations(payload)
         operation = decode_operation(payload[place : place + size])
         row = self._stage.db[did]
-        assert row.tell_time_us == operation.time_us, "a status was told that is not stored"
+        stored_us = row.tell_identity_us if OpType(operation.type) is OpType.IDENTITY else row.tell_time_us
+        assert stored_us == operation.time_us, "a status or an identity was told that is not stored"
         self._stage.queue.append(Piece(did, payload, LivePiece(self._stage.keeper, did, token), None))
 
     def withdraw(self, did: str, tokens: Sequence[LiveToken]) -> list[LiveToken]:
@@ -502,6 +504,8 @@ class Rehearsal:
         match OpType(operation.type):
             case OpType.ACCOUNT:
                 told.active = operation.account.active
+            case OpType.IDENTITY:
+                told.pds = operation.identity.pds
             case OpType.REPO_BEGIN:
                 assert operation.rev >= max(told.begun, told.complete), "an older snapshot begins"
                 told.begun, told.since_begin, told.refused = operation.rev, [], set()

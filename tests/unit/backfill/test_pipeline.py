@@ -263,6 +263,19 @@ def test_an_account_that_is_deactivated_where_it_moved_from_is_asked_about_where
     assert stage.ingester.get(DID) is None
 
 
+def test_an_account_that_a_fetch_finds_at_another_host_has_its_identity_told(stage: Rehearsal) -> None:
+    other = "https://two.example"
+    account = Account(did=DID, host=other, pieces=1, status_at_old_host="deactivated")
+    told = {"tell_handle": "old.test", "tell_pds": HOST, "tell_identity_us": 1, "told_identity_us": 1}
+    stage.add(account, state=RepoState.PENDING, **told)
+    stage.db[DID].host = HOST
+    stage.run_to_the_end()
+    row = stage.db[DID]
+    assert (row.state, row.host, row.tell_pds) == (RepoState.SYNCED, other, other)
+    assert row.told_identity_us == row.tell_identity_us != 1
+    assert stage.ingester[DID].pds == other
+
+
 def test_an_account_that_is_deactivated_where_it_lives_is_told_so(stage: Rehearsal) -> None:
     account = Account(did=DID, host=HOST, pieces=1, status="deactivated")
     stage.add(account, state=RepoState.SYNCED, check_due="status", rev=account.rev, data=b"1" * 36)
