@@ -30,6 +30,8 @@ _LONG_ONLY = frozenset(
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="20 kills a test instead of 4, on a larger network")
     parser.addoption("--seed", type=int, default=None, help="of all that is random in the fault tests; printed by each")
+    parser.addoption("--minutes", type=float, default=None, help="how long the tests of the live half go on")
+    parser.addoption("--rate", type=float, default=None, help="actions a second of the tests of the live half")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
