@@ -368,6 +368,11 @@ class EmbeddedPostgres:
         (self.data / "postmaster.pid").unlink(missing_ok=True)
         (self.folder / "socket" / f".s.PGSQL.{PORT}.lock").unlink(missing_ok=True)
 
+    def _remove_socket(self) -> None:
+        """A server that was killed leaves it behind. Called with server.lock in our hands."""
+        for name in (f".s.PGSQL.{PORT}", f".s.PGSQL.{PORT}.lock"):
+            (self.folder / "socket" / name).unlink(missing_ok=True)
+
     def _stop(self) -> None:
         """Stop the server: fast, then immediately (it recovers at its next start). Called as the only user, under start.lock."""
         server = _open_lock(self.folder / "server.lock")
@@ -387,6 +392,7 @@ class EmbeddedPostgres:
                 while time.monotonic() < deadline:
                     if _try_lock(server):
                         self._reap()
+                        self._remove_socket()
                         log.info("embedded_postgres_stopped", folder=str(self.folder))
                         return
                     time.sleep(POLL_S)

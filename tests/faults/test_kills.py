@@ -97,7 +97,8 @@ def test_child(child: str, expectation: Expectation, stage: Stage, rng: random.R
     if child == "relay-fetch" or kills > 10:
         assert lost > 0, "only children that did nothing were killed"
     # When everything is stored the run may be stopping its children already, and their end is no news.
-    sure = sum(stored < expectation.records for stored in progress)
+    # The same of the last kill: between its mark and the kill the rest may have been stored.
+    sure = sum(stored < expectation.records for stored in progress[:-1])
     assert min(sure, hits) <= lines_with([program], "child_died") <= hits, str(program)
 
 

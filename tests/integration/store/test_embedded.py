@@ -156,6 +156,17 @@ def test_a_killed_server_is_started_again_with_all_that_was_committed(server: Em
     assert ask(server.dsn, "SELECT n FROM kept") == "42"
 
 
+def test_a_server_that_was_killed_leaves_no_socket_behind_when_its_last_user_goes(short_folder: Path) -> None:
+    server = EmbeddedPostgres(short_folder / "s")
+    server.open()
+    pid = server_pid(server.folder)
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not lives(pid))
+    assert list((server.folder / "socket").iterdir())
+    server.close()
+    assert not list((server.folder / "socket").iterdir())
+
+
 def test_a_server_whose_starter_was_killed_is_adopted_and_then_stopped(short_folder: Path) -> None:
     folder = short_folder / "s"
     user = User(folder)
