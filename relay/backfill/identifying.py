@@ -28,6 +28,8 @@ from relay.runtime.clock import Clock
 log = get_logger(__name__)
 
 FRESHLY_RESOLVED_S = 60.0
+# A flood of `#identity` must not fill the memory with questions. Each takes about a kilobyte.
+MOST_LOOKUPS = 20_000
 
 
 class Identifying:
@@ -51,6 +53,7 @@ class Identifying:
         self._policy, self._clock, self._totals = policy, clock, totals
         self.waiting = 0  # claimed works that wait for their identity
         self._discovered: set[str] = set()  # being looked up for the first time
+        self._looking_up: dict[str, bool] = {}  # because of the stream; true: once more after the answer
 
     def is_fresh(self, work: Work) -> bool:
         """Was its identity looked up a moment ago, so that asking again would tell nothing new?"""
@@ -81,9 +84,20 @@ class Identifying:
         )
 
     def look_up(self, resident: Resident) -> None:
-        """Read the document past every cache, because the stream says that it has changed, or that we know nothing of the DID."""
-        self._keeper.hold(resident)
-        self._resolves.ask(resident.did, force=True, then=functools.partial(self._document_answered, resident))
+        """Read the document past every cache, because the stream says that it has changed, or that we know nothing of the DID.
+
+        Asked for again while a question is out, it is read once more after the answer, which may be from before the change.
+        """
+        did = resident.did
+        if did in self._looking_up:
+            self._looking_up[did] = True
+        elif len(self._resolves) >= MOST_LOOKUPS:
+            # The directory does not keep pace with the stream. What is known stands, and a signature that fails asks again.
+            self._keeper.feed(resident, e.IdentityFailed())
+        else:
+            self._looking_up[did] = False
+            self._keeper.hold(resident)
+            self._resolves.ask(did, force=True, then=functools.partial(self._document_answered, resident))
 
     def resolve(self, resident: Resident, then: Callable[[Identity | None], None]) -> None:
         """Read the document past every cache for somebody who needs the key: `then` gets it, None if there is none."""
@@ -104,6 +118,8 @@ class Identifying:
             self._keeper.feed(resident, e.IdentityFailed())
         else:
             self._learn(resident, identity)
+        if self._looking_up.pop(resident.did):
+            self.look_up(resident)
         self._keeper.release(resident)
 
     def _learn(self, resident: Resident, identity: Identity) -> None:

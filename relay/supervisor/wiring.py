@@ -46,6 +46,8 @@ MESSAGE_OVERHEAD_BYTES = 64 * 1024
 # Repos claimed ahead of their download: enough that a claim's round trip is never waited for.
 CLAIMED_AHEAD = 128
 STUCK_AFTER_S = 60.0
+# While the database is away the stream is read no further than this many changes: each holds a row, a kilobyte.
+MOST_TO_STORE = 20_000
 
 
 class Machine:
@@ -181,7 +183,7 @@ class Machine:
                 operator_origins=operator_origins,
                 limits=_limits(settings),
                 max_operation_bytes=settings.grpc.max_message_size - MESSAGE_OVERHEAD_BYTES,
-                blocked=lambda: self.live_lane.is_blocked,
+                blocked=lambda: self.live_lane.is_blocked or self.keeper.waiting >= MOST_TO_STORE,
                 send=self.children.send_verify,
                 resolve=self.pipeline.resolve,
                 on_death=on_death,
