@@ -13,13 +13,13 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from relay.simnet.delivered import Delivered, read_sink
-from relay.simnet.faults import Fault
+from relay.simnet.faults import Fault, FaultKind
 from relay.simnet.network import SimNetwork
-from relay.simnet.oracle import Difference, compare, report
+from relay.simnet.oracle import Difference, DifferenceKind, compare, report
 from relay.simnet.process import SimProcess
 from tests.faults.stage import Stage, free_port, kill
 from tests.support.processes import Program
@@ -43,6 +43,14 @@ QUICK = {
 CHILDREN = ("relay-verify", "relay-worker", "relay-fetch")
 VICTIMS = ("supervisor", *CHILDREN, "ingester", "postmaster", "backend")
 STARTS_S = 60.0
+# After these, events may be missing that nobody tells again.
+_HOLES = (
+    FaultKind.OUTDATED_CURSOR,
+    FaultKind.FUTURE_CURSOR,
+    FaultKind.SILENT_CURSOR,
+    FaultKind.LOSE_WINDOW,
+    FaultKind.STREAM_TOO_SLOW,
+)
 _SETTLES_S = 20.0  # what is stored at rest and not told yet
 _LINES = 25
 _TELL_EVERY_S = 5.0
@@ -90,8 +98,7 @@ class LiveWorld:
             for program in self.relays:
                 program.stop()
             self._keep_logs()
-            for info in self.stage.ours():  # a database whose relay is gone, too
-                kill(info.pid)
+            self.stage.has_failed = True
         self._contexts.close()
 
     def _keep_logs(self) -> None:
@@ -164,6 +171,10 @@ class LiveWorld:
         """Return those that are shown; empty while the relay does not answer."""
         status = self.status()
         return [] if status is None else list(status["incidents"])
+
+    def _control(self, **command: Any) -> dict[str, Any]:
+        network = self.network
+        return network.control(**command) if isinstance(network, SimProcess) else network.control(command)
 
     # What goes wrong
 
@@ -246,18 +257,33 @@ class LiveWorld:
 
     def judge(self, *, live: bool = True) -> None:
         """The ingester equals the network, and the order held. What is stored and not told yet has a moment to be told."""
-        found: list[Difference] = []
-
-        def equal() -> bool:
-            found[:] = self.differences(live=live)
-            return not found
-
-        try:
-            wait_until(equal, "equality", deadline_s=_SETTLES_S)
-        except NotInTime:
-            raise AssertionError(self._explained(found)) from None
+        has_holes = any(self.fired[kind.value] for kind in _HOLES)
+        found = self._lasting_differences(
+            lambda found: not found or (has_holes and all(map(_is_of_a_handle, found))), live
+        )
+        if found and has_holes:
+            # A handle that changed within a hole stands in no listing: it is told by the account's next #identity.
+            handles = {account.did: account.handle for account in self.network.truth()}
+            for difference in found:
+                self._control(do="set_handle", did=difference.did, handle=handles[difference.did])
+            print(f"{len(found)} handles changed within a hole: {[str(each) for each in found]}")
+            found = self._lasting_differences(lambda found: not found, live)
+        if found:
+            raise AssertionError(self._explained(found))
         if self.witness is not None:
             self.witness.assert_in_order()
+
+    def _lasting_differences(self, is_right: Callable[[list[Difference]], bool], live: bool) -> list[Difference]:
+        """Return what differs when it is right, or when it has had its time."""
+        found: list[Difference] = []
+
+        def look() -> bool:
+            found[:] = self.differences(live=live)
+            return is_right(found)
+
+        with contextlib.suppress(NotInTime):
+            wait_until(look, "equality", deadline_s=_SETTLES_S)
+        return found
 
     def differences(self, *, live: bool = True, **wanted: Any) -> list[Difference]:
         """Compare; `wanted`: `patterns` and `targets` of the oracle's `compare`."""
@@ -303,6 +329,10 @@ class LiveWorld:
         with contextlib.suppress(AssertionError):  # this is for a report of another failure
             program.wait(20.0)
         return [f"  {line}" for line in [*program.out, *program.err]]
+
+
+def _is_of_a_handle(difference: Difference) -> bool:
+    return difference.kind is DifferenceKind.IDENTITY and "://" not in difference.expected
 
 
 def unfinished(status: Mapping[str, Any], seq: int) -> str:
