@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from relay.ipc.child import start_forkserver
-from relay.runtime.collector import calm_collector
+from relay.runtime.interpreter import tune_interpreter
 
 PRELOAD = ["relay.ipc.preload", "relay.backfill.worker", "relay.backfill.fetcher", "relay.tail.verifier"]
 
@@ -19,7 +19,7 @@ _MEMORY = {
 
 
 def launch() -> None:
-    """Start the forkserver that every child, also each replacement, will come from; and calm our own garbage collector."""
+    """Start the forkserver that every child, also each replacement, will come from, and tune our own interpreter."""
     added = [name for name in _MEMORY if name not in os.environ]
     os.environ.update({name: _MEMORY[name] for name in added})
     try:
@@ -27,4 +27,4 @@ def launch() -> None:
     finally:
         for name in added:
             del os.environ[name]
-    calm_collector()
+    tune_interpreter()
