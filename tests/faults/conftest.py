@@ -23,6 +23,8 @@ _LONG_ONLY = frozenset(
         "test_postgresql[corpus-backend]",
         # Half a minute of work, and nothing in it is random.
         "test_a_repo_of_300_000_records_is_delivered_whole_through_a_spool_file",
+        # Minutes by itself.
+        "test_memory_stays_flat_and_the_cursor_close",
     }
 )
 
