@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import queue
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from relay.errors import StoreAway
@@ -34,8 +35,11 @@ class StoreTasks(ServiceThread):
         on_death: Callable[[str, BaseException], None],
         on_away: Callable[[str | None], None],
         name: str = "store-tasks",
+        reads_only: bool = False,
     ) -> None:
+        """`reads_only`: the questions write nothing, so they are asked without a transaction: somebody waits for the answers."""
         super().__init__(name, on_death)
+        self._reads_only = reads_only
         self._database, self._epoch, self._post, self._on_away = database, epoch, post, on_away
         self._queue: queue.SimpleQueue[tuple[str, Ask, Callable[[Any], None]] | None] = queue.SimpleQueue()
         self.outstanding = 0  # belongs to the engine's thread
@@ -67,7 +71,7 @@ class StoreTasks(ServiceThread):
         told = False
         while not self.stopping.is_set():
             try:
-                with self._database.transaction(name, epoch=self._epoch()) as cursor:
+                with self._asking(name) as cursor:
                     result = ask(cursor)
             except StoreAway as exc:
                 if not told:
@@ -81,3 +85,8 @@ class StoreTasks(ServiceThread):
                     self._on_away(None)
                 return True, result
         return False, None
+
+    def _asking(self, name: str) -> AbstractContextManager[Cursor]:
+        if self._reads_only:
+            return self._database.reading(name)
+        return self._database.transaction(name, epoch=self._epoch())

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from relay.errors import StoreError
-from relay.model import RepoState
+from relay.model import Identity, RepoState
 from relay.store.partitions import partition_of
 from relay.store.statements import Cursor, load_statements, one
 from relay.store.text import printable
@@ -356,6 +356,20 @@ def load(cur: Cursor, dids: Sequence[str]) -> dict[str, RepoRow]:
     """Return the rows of `dids` that exist, removed ones too."""
     cur.execute(_SQL["load"], {"dids": list(dids)})
     return {row.did: row for row in _rows(cur)}
+
+
+def load_with_identities(cur: Cursor, dids: Sequence[str]) -> dict[str, tuple[RepoRow, Identity | None]]:
+    """Return the rows of `dids` that exist, removed ones too, and what was resolved last of each; in one statement."""
+    cur.execute(_SQL["load_with_identities"], {"dids": list(dids)})
+    found: dict[str, tuple[RepoRow, Identity | None]] = {}
+    for values in cur.fetchall():
+        row = _row(values[: len(_FIELDS)])
+        key, pds, handle, resolved_at = values[len(_FIELDS) :]
+        identity = None
+        if resolved_at is not None:
+            identity = Identity(did=row.did, signing_key=key, pds=pds, handle=handle, resolved_at=resolved_at)
+        found[row.did] = row, identity
+    return found
 
 
 def remove(cur: Cursor, dids: Sequence[str]) -> int:

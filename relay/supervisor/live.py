@@ -18,7 +18,7 @@ from relay.repos.checkpointer import CursorChange, IncidentChange
 from relay.repos.keeper import Keeper, Resident
 from relay.repos.tasks import StoreTasks
 from relay.runtime.clock import Clock
-from relay.store import identities, repos
+from relay.store import repos
 from relay.store.dead_letters import DeadLetter
 from relay.store.partitions import partition_of
 from relay.store.repos import RepoRow
@@ -91,11 +91,10 @@ class StreamRepos:
     def _load(self, dids: list[str], loaded: list[Resident], then: Callable[[], None]) -> None:
         look = self._keeper.begin_look()
 
-        def ask(cursor: Cursor) -> tuple[dict[str, RepoRow], dict[str, Identity]]:
-            return repos.load(cursor, dids), identities.load_many(cursor, dids)
+        def ask(cursor: Cursor) -> dict[str, tuple[RepoRow, Identity | None]]:
+            return repos.load_with_identities(cursor, dids)
 
-        def answered(answer: tuple[dict[str, RepoRow], dict[str, Identity]]) -> None:
-            rows, known = answer
+        def answered(rows: dict[str, tuple[RepoRow, Identity | None]]) -> None:
             outdated = self._keeper.close_look(look)
             again: list[str] = []
             for did in dids:
@@ -105,8 +104,9 @@ class StreamRepos:
                     loaded.append(resident)
                 elif did in outdated:  # stored and forgotten since the question
                     again.append(did)
-                elif (row := rows.get(did)) is not None:
-                    loaded.extend(self._keeper.take([row], known))
+                elif (found := rows.get(did)) is not None:
+                    row, identity = found
+                    loaded.extend(self._keeper.take([row], None if identity is None else {did: identity}))
                 else:
                     loaded.append(self._keeper.take_unknown(did, partition_of(did, self._partitions)))
             if again:

@@ -170,7 +170,13 @@ class Machine:
         self.row_tasks: StoreTasks | None = None  # rows that the stream asks for wait for no other question
         if follow is not None:
             self.row_tasks = StoreTasks(
-                database, epoch, self.engine.post, on_death=on_death, on_away=on_store, name="store-rows"
+                database,
+                epoch,
+                self.engine.post,
+                on_death=on_death,
+                on_away=on_store,
+                name="store-rows",
+                reads_only=True,
             )
             self.live = LiveHalf(
                 follow,

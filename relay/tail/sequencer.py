@@ -40,7 +40,10 @@ OWN_SLOTS: Final = 2
 OPERATION_SLOTS_PER_VERIFIER: Final = 4
 OPERATION_SLOT_BYTES: Final = 512 * 1024
 
-LOADS_AHEAD: Final = 8  # batches whose rows are asked for at a time
+# Questions for rows at a time: while one is out the next gathers what all batches need that come meanwhile, so a database that
+# takes long to answer is asked more seldom, for more.
+LOADS_AHEAD: Final = 2
+LOAD_DIDS: Final = 2000  # ... about so many DIDs, at most
 BATCHES_A_ROUND: Final = 4  # ... that are sequenced before the engine looks at something else
 CURSOR_S: Final = 0.2
 # The repo of the oldest open frame was told to give way: so long until it is told again.
@@ -288,32 +291,39 @@ class Sequencer:
     # --- sequencing ---------------------------------------------------------------------------------------------------
 
     def _ask_ahead(self) -> None:
-        """Ask for the repos that are not in memory, of some batches at a time, before their turn."""
+        """Ask for the repos that are not in memory before their batches' turn, in one question for all batches that came since the last."""
+        if self._loading >= LOADS_AHEAD:
+            return
+        works: list[_Work] = []
+        missing: list[str] = []
         for work in self._works:
             if work.has_asked:
                 continue
-            if self._loading >= LOADS_AHEAD:
-                return
+            if len(missing) >= LOAD_DIDS:
+                break
             work.has_asked = True
-            missing: list[str] = []
-            for did in dict.fromkeys(envelope.did for envelope in work.batch.envelopes):
-                queue = self._turns.queue(did)
+            before = len(missing)
+            for envelope in work.batch.envelopes:
+                queue = self._turns.queue(envelope.did)
                 if queue.is_pinned or queue.is_loading:
-                    continue  # an earlier batch has asked for it, and comes first
-                if self._residents.get(did) is not None:
+                    continue  # it is asked for already, with this batch or for an earlier one, which comes first
+                if self._residents.get(envelope.did) is not None:
                     self._turns.pin(queue)
                 else:
                     queue.is_loading = True
-                    missing.append(did)
-            if missing:
-                self._loading += 1
-                self._residents.load(missing, functools.partial(self._loaded, work, missing))
-            else:
+                    missing.append(envelope.did)
+            if len(missing) == before:
                 work.is_here = True
+            else:
+                works.append(work)
+        if missing:
+            self._loading += 1
+            self._residents.load(missing, functools.partial(self._loaded, works, missing))
 
-    def _loaded(self, work: _Work, dids: list[str]) -> None:
+    def _loaded(self, works: list[_Work], dids: list[str]) -> None:
         self._loading -= 1
-        work.is_here = True
+        for work in works:
+            work.is_here = True
         for did in dids:
             queue = self._turns.queues.get(did)
             if queue is not None:  # else nothing more is taken

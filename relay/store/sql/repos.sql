@@ -247,6 +247,16 @@ ORDER BY did LIMIT %(limit)s;
 -- Primary key.
 SELECT {columns} FROM repo WHERE did = ANY(%(dids)s);
 
+-- load_with_identities(dids) -> repo columns, signing_key, pds, handle, resolved_at      called for the stream, which waits for it
+-- Primary keys of both; LIMIT, or a plan for a thousand DIDs would read the whole table of identities.
+SELECT {columns}, i.signing_key, i.pds, i.handle, extract(epoch FROM i.resolved_at)::float8
+FROM repo LEFT JOIN LATERAL (
+    SELECT k.signing_key, k.pds, k.handle, k.resolved_at FROM identity k
+    WHERE k.did = repo.did AND k.resolved_at IS NOT NULL
+    LIMIT 1
+) i ON true
+WHERE repo.did = ANY(%(dids)s);
+
 -- remove(dids)      called by `repos remove`: the row stays, because what was ever sent must be remembered
 -- Primary key.
 UPDATE repo SET tracked = false, batch = NULL, check_due = NULL, updated_at = now()

@@ -132,6 +132,11 @@ def test_identities_are_loaded_by_primary_key(large: Database) -> None:
     assert_uses(plan_of(large, lambda cur: identities.load_many(cur, DIDS[:100])), "identity_pkey")
 
 
+def test_rows_for_the_stream_are_loaded_by_primary_keys(large: Database) -> None:
+    plan = plan_of(large, lambda cur: repos.load_with_identities(cur, DIDS))
+    assert_uses(plan, "repo_pkey", "identity_pkey")
+
+
 def test_marks_come_from_their_index(large: Database) -> None:
     assert_uses(plan_of(large, lambda cur: repos.checks_due(cur, 100)), "repo_check")
 

@@ -381,3 +381,44 @@ def test_threads_that_have_ended_do_not_keep_the_idle_places(migrated_dsn: str, 
         assert [backend(database) for _ in range(3)] == [first] * 3
     finally:
         database.close()
+
+
+def test_reading_is_not_a_transaction(noted: Database) -> None:
+    with noted.reading("look") as cur:
+        cur.execute("SELECT count(*) FROM note")
+        before = cur.fetchone()
+        session = noted.session("other")
+        with session.transaction("add") as other:
+            other.execute("INSERT INTO note VALUES (1)")
+        session.close()
+        cur.execute("SELECT count(*) FROM note")
+        after = cur.fetchone()
+    assert (before, after) == ((0,), (1,))
+
+
+def test_a_connection_that_was_read_from_has_transactions_again(noted: Database) -> None:
+    with noted.reading("look") as cur:
+        cur.execute("SELECT 1")
+    with noted.transaction("add") as cur:
+        cur.execute("INSERT INTO note VALUES (1)")
+        session = noted.session("other")
+        with session.transaction("look") as other:
+            other.execute("SELECT count(*) FROM note")
+            assert other.fetchone() == (0,)
+        session.close()
+    assert count(noted, "note") == 1
+
+
+def test_reading_from_a_session_that_was_ended_says_that_the_store_is_away(database: Database) -> None:
+    pid = backend(database)
+    end_session(database, pid)
+    with pytest.raises(StoreAway), database.reading("look") as cur:
+        cur.execute("SELECT 1")
+    assert backend(database) != pid
+
+
+def test_an_error_while_reading_leaves_the_connection_as_it_was(database: Database) -> None:
+    pid = backend(database)
+    with pytest.raises(StoreError), database.reading("look") as cur:
+        cur.execute("SELECT nonsense")
+    assert backend(database) == pid

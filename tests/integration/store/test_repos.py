@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 
 from relay.errors import StoreError
-from relay.model import RepoState
-from relay.store import repos
+from relay.model import Identity, RepoState
+from relay.store import identities, repos
 from relay.store.partitions import partition_of
 from relay.store.pool import Database
 from relay.store.repos import Discovered, RepoRow, UpsertResult
@@ -509,3 +509,13 @@ class TestOthers:
             assert sum(repos.resync(cur, now=NOW, dids=[]).values()) == 0
             assert sum(repos.resync(cur, now=NOW, changed_since=NOW * 2).values()) == 0
             assert sum(repos.resync(cur, now=NOW).values()) == 3
+
+
+def test_rows_come_with_what_was_resolved_of_them(database: Database) -> None:
+    one, other = put(database, synced(1)), put(database, synced(2))
+    identity = Identity(did=one.did, signing_key="zKey", pds=HOST, handle="a.test", resolved_at=NOW)
+    with database.transaction("resolve") as cur:
+        identities.upsert_many(cur, [identity])
+    with database.reading("load") as cur:
+        found = repos.load_with_identities(cur, [one.did, other.did, did(3)])
+    assert found == {one.did: (one, identity), other.did: (other, None)}

@@ -14,7 +14,7 @@ from relay.tail import dispatch, refresh
 from relay.tail.inhand import position_of, seq_of
 from relay.tail.messages import FrameResult, FramesVerified, Outcome, to_wire
 from relay.tail.reader import GiveUp, IncidentFound, IncidentKind
-from relay.tail.sequencer import CURSOR_S, frame_slots
+from relay.tail.sequencer import CURSOR_S, LOADS_AHEAD, frame_slots
 from tests.unit.tail import sequencer_world
 from tests.unit.tail.sequencer_world import STATUS, World, bad_frame
 
@@ -88,6 +88,20 @@ def test_a_batch_waits_for_the_rows_of_its_dids_and_those_behind_it_wait_too(wor
     world.loaded()
     world.pump()
     assert len(world.fed) == 3
+
+
+def test_batches_that_come_while_questions_are_out_are_asked_for_together(world: World) -> None:
+    dids = world.dids[: LOADS_AHEAD + 2]
+    for did in dids:
+        world.emit(did, "commit")
+        world.batch()
+    world.pump()
+    assert [asked for asked, _ in world.loads] == [[did] for did in dids[:LOADS_AHEAD]]
+    world.loaded()
+    world.pump()
+    assert world.loads[-1][0] == dids[LOADS_AHEAD:]
+    bring(world)
+    assert len(world.fed) == len(dids)
 
 
 def test_what_is_in_hand_is_pinned_and_nothing_else(world: World) -> None:
