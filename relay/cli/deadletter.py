@@ -1,4 +1,4 @@
-"""`deadletter list`, `show` and `discard`: what was refused, why, and that an operator has seen it."""
+"""`deadletter list`, `show`, `requeue` and `discard`: what was refused, why, and what an operator decides."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import orjson
 
 from relay.cli.exits import Exit
-from relay.cli.reading import reading
+from relay.cli.reading import changing, reading
 from relay.config.load import Loaded
 from relay.errors import ConfigError
 from relay.observe import words
@@ -32,7 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         description="A dead letter is an operation that an ingester refused (REJECT, or RETRY too often) or that could not be "
         "sent at all (too large). Everything else of its repo went on; nothing comes back by itself.",
     )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="list|show|discard")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list|show|requeue|discard")
     listing = actions.add_parser("list", help="one letter a line, newest first")
     _add_choice(listing)
     listing.add_argument("--limit", type=_number, help="stop after this many")
@@ -42,6 +42,15 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     show.add_argument("ids", nargs="+", type=_number, metavar="ID", help="the first column of `list`")
     show.add_argument("--json", action="store_true", help="one JSON object a line")
+    requeue = actions.add_parser(
+        "requeue",
+        help="have operations sent again",
+        description="Has operations sent again, by the service that runs or the next one. One that is older than what its repo holds now would "
+        "meet newer ones, so its whole repo is fetched and delivered again instead. What is refused again is a dead letter again.",
+    )
+    requeue.add_argument("ids", nargs="*", type=_number, metavar="ID", help="the first column of `list`")
+    _add_choice(requeue)
+    requeue.add_argument("--all", action="store_true", help="every letter")
     discard = actions.add_parser("discard", help="forget letters for good")
     discard.add_argument("ids", nargs="*", type=_number, metavar="ID", help="the first column of `list`")
     _add_choice(discard)
@@ -55,14 +64,16 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:
     """Run `deadletter ACTION`; an id without a letter: exit code 1. Raises StoreError when no state can be read."""
-    if args.action == "discard":
-        _check_discard(args)
-    with reading(loaded.settings) as database:
+    if args.action in ("discard", "requeue"):
+        _check_chosen(args)
+    with changing(loaded.settings) if args.action == "requeue" else reading(loaded.settings) as database:
         match args.action:
             case "list":
                 code = _list(database, args, sys.stdout)
             case "show":
                 code = _show(database, args.ids, sys.stdout, as_json=args.json)
+            case "requeue":
+                code = _requeue(database, args, sys.stdout)
             case _:
                 code = _discard(database, args, sys.stdout)
         sys.stdout.flush()
@@ -137,10 +148,38 @@ def _show(database: Database, ids: list[int], out: TextIO, *, as_json: bool) -> 
     return Exit.OK if all(number in found for number in ids) else Exit.CANNOT_GO_ON
 
 
-def _check_discard(args: argparse.Namespace) -> None:
+def _check_chosen(args: argparse.Namespace) -> None:
     ways = [bool(args.ids), bool(args.did or args.reason), args.all]
     if sum(ways) != 1:
-        raise ConfigError("deadletter discard: name the letters by ID, or by --did and --reason, or say --all")
+        raise ConfigError(f"deadletter {args.action}: name the letters by ID, or by --did and --reason, or say --all")
+
+
+def _requeue(database: Database, args: argparse.Namespace, out: TextIO) -> int:
+    """What stays as it is, is named; exit code 1 then."""
+    from relay.supervisor.commands import LetterCommands
+
+    commands = LetterCommands(database)
+    ids = list(dict.fromkeys(args.ids)) if args.ids else _chosen_ids(database, args)
+    sent = letters = again = left = 0
+    for start in range(0, len(ids), _PAGE):
+        done = commands.requeue(ids[start : start + _PAGE])
+        sent, letters, again, left = (
+            sent + done.sent, letters + done.letters, again + done.repos, left + len(done.left) + len(done.missing)
+        )  # fmt: skip
+        for number in done.missing:
+            print(f"{number}: there is no such dead letter", file=sys.stderr)
+        for letter, why in done.left:
+            print(f"{letter.id}: {why}", file=sys.stderr)
+    out.write(f"{sent:,} to be sent again")
+    if letters:
+        out.write(f", {letters:,} with their {again:,} repo{'s' if again != 1 else ''}, which will be delivered again")
+    out.write("\n")
+    return Exit.OK if not left else Exit.CANNOT_GO_ON
+
+
+def _chosen_ids(database: Database, args: argparse.Namespace) -> list[int]:
+    """Return all that are there now: a requeued one that is refused again has a new id, and is not asked for twice."""
+    return [letter.id for letter in _pages(database, args.did, args.reason, None) if letter.id is not None]
 
 
 def _discard(database: Database, args: argparse.Namespace, out: TextIO) -> int:

@@ -1,4 +1,4 @@
-"""`repos list` and `repos show`: the tracked set, straight from the database."""
+"""`repos`: the tracked set, straight from the database; `list` and `show` are here, what changes it in `tracking`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, TextIO
 import orjson
 
 from relay.atproto.cid import cid_text
+from relay.cli import tracking
 from relay.cli.exits import Exit
 from relay.cli.reading import reading
 from relay.config.addresses import http_form
@@ -26,7 +27,8 @@ _PAGE = 1000
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser("repos", help="the tracked repos")
-    actions = parser.add_subparsers(dest="action", required=True, metavar="list|show")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="add|remove|resync|show|list")
+    tracking.add_parsers(actions, _host)
     listing = actions.add_parser("list", help="one repo a line, in the order of DIDs")
     listing.add_argument("--json", action="store_true", help="one JSON object a line")
     listing.add_argument(
@@ -40,7 +42,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:
-    """Run `repos ACTION`; `show` of a DID without a row: exit code 1. Raises StoreError when no state can be read."""
+    """Run `repos ACTION`; a named DID without a row: exit code 1. Raises StoreError when no state can be read."""
+    if args.action in tracking.CHANGING:
+        return tracking.run(args, loaded)
     with reading(loaded.settings) as database:
         if args.action == "show":
             code = _show(database, args.dids, sys.stdout, as_json=args.json)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from typing import Any, Protocol
 
 from relay.atproto.frames import SEQ_MAX
@@ -237,6 +237,21 @@ class Keeper:
     def close_look(self, look: int) -> Set[str]:
         """End a look; return the DIDs that were stored since: an answer is no good for them unless they are in memory."""
         return self._looks.pop(look)
+
+    def others_wrote(self, dids: Collection[str]) -> list[Resident]:
+        """Others have changed these rows: those at rest are forgotten, answers that are on their way are no good for them.
+
+        Return those that are in work, which know nothing of it yet.
+        """
+        for written in self._looks.values():
+            written.update(dids)
+        busy = []
+        for did in dids:
+            if self._resting.pop(did, None) is not None:
+                del self.residents[did]
+            elif (resident := self.residents.get(did)) is not None:
+                busy.append(resident)
+        return busy
 
     def _taken(self, row: RepoRow, identity: Identity | None) -> Resident:
         resident = self.residents.get(row.did)

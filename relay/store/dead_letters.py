@@ -81,6 +81,18 @@ def get(cur: Cursor, ids: Sequence[int]) -> list[DeadLetter]:
     return [_letter(row) for row in cur.fetchall()]
 
 
+def requeue(cur: Cursor, ids: Sequence[int], now: float | None) -> None:
+    """Have the operations of these letters sent again by whoever holds the lease. `now` None: not any more."""
+    if ids:
+        cur.execute(_SQL["requeue"], {"ids": list(ids), "now": now})
+
+
+def requeued(cur: Cursor, limit: int, *, exclude: Sequence[int] = ()) -> list[DeadLetter]:
+    """Return letters whose operations are to be sent again, oldest first, but for those of `exclude`."""
+    cur.execute(_SQL["requeued"], {"limit": limit, "exclude": list(exclude)})
+    return [_letter(row) for row in cur.fetchall()]
+
+
 def delete(cur: Cursor, ids: Sequence[int]) -> int:
     """Drop the letters with these ids; return how many there were."""
     cur.execute(_SQL["delete"], {"ids": list(ids)})

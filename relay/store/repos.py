@@ -378,6 +378,19 @@ def remove(cur: Cursor, dids: Sequence[str]) -> int:
     return cur.rowcount
 
 
+def selected(
+    cur: Cursor, *, host: str | None = None, changed_since: float | None = None, after: str = "", limit: int
+) -> tuple[list[str], str | None]:
+    """Return those of the next `limit` tracked repos above `after`, in DID order, that are of `host` and changed since, and where
+    the next page begins (None: this was the last one)."""
+    cur.execute(
+        _SQL["selected"].replace("{selection}", "true" if host is None else "host = %(host)s"),
+        {"host": host, "changed_since": changed_since, "after": after, "limit": limit},
+    )
+    page = cur.fetchall()
+    return [did for did, is_chosen in page if is_chosen], page[-1][0] if len(page) == limit else None
+
+
 def resync(
     cur: Cursor,
     *,

@@ -62,14 +62,18 @@ class Census:
     def page(self, result: UpsertResult, uncovered: int) -> None:
         """A page of discovered repos is stored; which of them were targets before only the next count tells."""
         # It was stored by another thread: the last count, or the one that is asked for, may have it already.
-        self._whole.is_unsettled = True
-        self._whole.due_at = min(self._whole.due_at, max(self._whole.cheap_at, time.monotonic() + UNSETTLED_S))
+        self.unsettle()
         for (old, new), count in result.transitions.items():
             self._keeper.counts[new] += count
             if old is not None:
                 self._keeper.counts[old] -= count
         if uncovered:
             self._keeper.moved({(RepoState.SYNCED, RepoState.PENDING): uncovered}, of_batch=False)
+
+    def unsettle(self) -> None:
+        """Rows were changed by others: count soon."""
+        self._whole.is_unsettled = True
+        self._whole.due_at = min(self._whole.due_at, max(self._whole.cheap_at, time.monotonic() + UNSETTLED_S))
 
     def _take_if_due(self, count: _Count, every_s: float) -> None:
         now = time.monotonic()

@@ -38,9 +38,11 @@ from relay.store.pool import Database
 from relay.store.statements import Cursor
 from relay.supervisor.census import Census
 from relay.supervisor.local_ingester import LocalIngester, default_sink
+from relay.supervisor.notices import Notices
 from relay.supervisor.observer import Observer
 from relay.supervisor.patience import store_patiently
 from relay.supervisor.presence import Presence
+from relay.supervisor.requeueing import Requeueing
 from relay.supervisor.wiring import Machine
 
 log = get_logger(__name__)
@@ -50,6 +52,8 @@ T = TypeVar("T")
 LOOK_EVERY_S = 0.5
 HEARTBEAT_EVERY_S = 2.0
 CENSUS_EVERY_S = 0.5
+NOTICES_EVERY_S = 0.5
+REQUEUED_EVERY_S = 1.0
 WAIT_S = 0.25
 SERVICES = ("run", "tail")  # commands that work until they are stopped
 # A question that waits behind so many others would only make it worse.
@@ -317,6 +321,14 @@ class Session:
             if machine.tasks.outstanding < MOST_OUTSTANDING:
                 machine.tasks.submit("heartbeat", self.presence.beat, lambda _: None)
 
+        def changed() -> None:
+            census.unsettle()
+            machine.scheduler.something_changed()
+
+        beside = Notices(machine.keeper, machine.tasks, changed, machine.scheduler.look_for_tells)
+        requeueing = Requeueing(machine.keeper, machine.tasks, self.clock, machine.delivery.offer)
+        machine.engine.every(NOTICES_EVERY_S, beside.look)
+        machine.engine.every(REQUEUED_EVERY_S, requeueing.look)
         machine.engine.every(LOOK_EVERY_S, look)
         machine.engine.every(HEARTBEAT_EVERY_S, heartbeat)
         machine.engine.every(CENSUS_EVERY_S, census.look)

@@ -3,7 +3,8 @@ INSERT INTO dead_letter (at, did, collection, rkey, cid, rev, type, source, reas
 VALUES %s
 ON CONFLICT (did, coalesce(collection, ''), coalesce(rkey, ''), coalesce(cid, ''), coalesce(type, ''), reason) DO UPDATE
 SET at = excluded.at, rev = excluded.rev, source = excluded.source, message = excluded.message, ingester = excluded.ingester,
-    attempts = dead_letter.attempts + excluded.attempts, size = excluded.size, operation = coalesce(excluded.operation, dead_letter.operation);
+    attempts = dead_letter.attempts + excluded.attempts, size = excluded.size, operation = coalesce(excluded.operation, dead_letter.operation),
+    requeued_at = NULL;
 
 -- list_page(before, did, reason, limit) -> all columns but operation      called by `deadletter list`, newest first; primary key
 SELECT id, extract(epoch FROM at)::float8, did, collection, rkey, cid, rev, type, source, reason, message, ingester, attempts, size
@@ -22,7 +23,15 @@ SELECT id, extract(epoch FROM at)::float8, did, collection, rkey, cid, rev, type
        operation
 FROM dead_letter WHERE id = ANY(%(ids)s) ORDER BY id;
 
--- delete(ids)      called by `deadletter discard`, and by requeue when it is acknowledged; primary key
+-- requeue(ids, now)      called by `deadletter requeue`; primary key
+UPDATE dead_letter SET requeued_at = to_timestamp(%(now)s) WHERE id = ANY(%(ids)s);
+
+-- requeued(exclude, limit) -> all columns      called by a service, once a second; index dead_letter_requeued
+SELECT id, extract(epoch FROM at)::float8, did, collection, rkey, cid, rev, type, source, reason, message, ingester, attempts, size,
+       operation
+FROM dead_letter WHERE requeued_at IS NOT NULL AND id <> ALL(%(exclude)s) ORDER BY id LIMIT %(limit)s;
+
+-- delete(ids)      called by `deadletter discard`, and when a requeued operation was acknowledged; primary key
 DELETE FROM dead_letter WHERE id = ANY(%(ids)s);
 
 -- count() -> reason, count      called by status; a scan

@@ -258,9 +258,18 @@ FROM repo LEFT JOIN LATERAL (
 WHERE repo.did = ANY(%(dids)s);
 
 -- remove(dids)      called by `repos remove`: the row stays, because what was ever sent must be remembered
--- Primary key.
+-- Primary key. Locks in DID order, as everybody does.
+WITH chosen AS MATERIALIZED (
+    SELECT did FROM repo WHERE did = ANY(%(dids)s) AND tracked ORDER BY did FOR UPDATE
+)
 UPDATE repo SET tracked = false, batch = NULL, check_due = NULL, updated_at = now()
-WHERE did = ANY(%(dids)s) AND tracked;
+FROM chosen WHERE repo.did = chosen.did;
+
+-- selected(after, host, changed_since, limit) -> did, is it one of them      called by `repos resync`, page by page
+-- Primary key, with a host repo_host. Rows that are not chosen are counted too: a page takes as long as any other.
+SELECT did, %(changed_since)s::float8 IS NULL OR updated_at >= to_timestamp(%(changed_since)s)
+FROM repo WHERE tracked AND did > %(after)s AND {selection}
+ORDER BY did LIMIT %(limit)s;
 
 -- resync(dids, host, changed_since, all, now) -> old state, new state      called by `repos resync`; delivers again
 -- Primary key, repo_host, or a scan. The status is told again, of inactive repos too; an active repo is fetched once more after its fetch.
