@@ -3,7 +3,7 @@
     python -m tests.bench [--quick] [--only PART...]        or: make bench ARGS=--quick
 
 Parts: worker (with a profile of where its time goes, and the one repo of a million records), live (frames of the firehose in the
-verify worker), peers (other libraries on the same CARs), end-to-end, ingester, deliver. Each is a module of its own that can be
+verify worker), peers (other libraries on the same CARs), end-to-end, live-end-to-end, ingester, deliver. Each is a module of its own that can be
 run alone; here their output is passed on as it comes, and read. Nothing is asserted on time. The exit code is 1 when a part
 failed, or when a figure cannot be found in its output any more.
 
@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-PARTS = ("worker", "live", "peers", "end-to-end", "ingester", "deliver")
+PARTS = ("worker", "live", "peers", "end-to-end", "live-end-to-end", "ingester", "deliver")
 _SCALE = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 
 
@@ -105,6 +105,27 @@ FIGURES = (
         goal=8e3,
     ),
     Figure(
+        part="live-end-to-end",
+        name="live lane beside a backfill, p99",
+        pattern=r"^beside a backfill: live lane: .*p99 (?P<value>[\d,.]+) ms",
+        unit="ms",
+        must=200,
+        goal=50,
+        is_rate=False,
+    ),
+    Figure(
+        part="live-end-to-end",
+        name="backlog of frames, everything on this machine",
+        pattern=r"^backlog: .* s, (?P<value>[\d,]+) events/s; busiest",
+        unit="events/s",
+    ),
+    Figure(
+        part="live-end-to-end",
+        name="supervisor, backlog, one core",
+        pattern=r"^backlog: .*supervisor (?P<value>[\d,]+) events/s (?P<ratio>[\d.]+) x reference",
+        unit="events/s",
+    ),
+    Figure(
         part="deliver",
         name="delivery, 75 KB segments, full speed",
         pattern=r"^full speed, 75 KB segments .*?(?P<value>[\d,]+) operations/s",
@@ -120,6 +141,7 @@ def commands(*, quick: bool) -> dict[str, list[str]]:
         "live": ["live", "--quick"] if quick else ["live"],
         "peers": ["peers"],
         "end-to-end": ["end_to_end", "--quick"] if quick else ["end_to_end"],
+        "live-end-to-end": ["live_end_to_end", "--quick"] if quick else ["live_end_to_end"],
         "ingester": [
             "ingester_bench", "--grpc", "--records", "20000" if quick else "200000", "null", "sqlite", "postgresql",
         ],
@@ -232,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n".join(lines))
     print(
         "ratio: time of a record over that of the reference loop in the same run. Targets are of one two-core machine, test servers\n"
-        "on the same cores. Not part of the table: latencies of the tail; other peers have their lines above."
+        "on the same cores. Not part of the table: other peers, and latencies of other shares; they have their lines above."
     )
     failed += [f"{name}: not found in the output" for name in lost]
     for text in failed:

@@ -214,8 +214,8 @@ def costs(before: Moment, after: Moment, events: int) -> str:
 class Stage:
     """Everything that runs, and how many events were sent so far."""
 
-    def __init__(self, relay: Relay, feed: stream.StreamProcess) -> None:
-        self.relay, self.feed = relay, feed
+    def __init__(self, relay: Relay, feed: stream.StreamProcess, *, is_watched: bool) -> None:
+        self.relay, self.feed, self.is_watched = relay, feed, is_watched
         self.sent = 0
 
     def send(self, rate: float, count: int) -> None:
@@ -226,9 +226,14 @@ class Stage:
         """Send at a rate, and say how long operations took: without the first second, in which caches fill."""
         self.send(rate, int(rate * (seconds + 2)))
         time.sleep(1)
-        before = self.relay.moment()
-        time.sleep(seconds)
-        after = self.relay.moment()
+        before = last = self.relay.moment()
+        while last.at - before.at < seconds:
+            time.sleep(min(1.0, seconds))
+            now = self.relay.moment()
+            if self.is_watched:
+                print(f"{name}, second {now.at - before.at:.0f}: {latencies(last, now, 'live')}", flush=True)
+            last = now
+        after = last
         took = after.at - before.at
         events = after.events - before.events
         for lane in lanes:
@@ -384,6 +389,7 @@ def main() -> None:
     parser.add_argument("--accounts", type=int, default=5000, help="that write")
     parser.add_argument("--repos", type=int, default=800, help="that are fetched meanwhile")
     parser.add_argument("--only", nargs="*", default=["alone", "beside", "backlog"])
+    parser.add_argument("--watch", action="store_true", help="latencies of each second too")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="environment of the relay")
     args = parser.parse_args()
     seconds, backlog, count = args.seconds, args.backlog, args.repos
@@ -424,7 +430,7 @@ def main() -> None:
         }
         roots = {feed.pid: "stream", network.pid: "network", ingester_pid: "ingester", server_pid: "postgres"}
         relay = stack.enter_context(tail(environ, roots, folder))
-        stage = Stage(relay, feed)
+        stage = Stage(relay, feed, is_watched=args.watch)
         if "alone" in args.only:
             stage.paced("alone", args.rate, alone, ("live",))
         if "beside" in args.only:

@@ -27,6 +27,14 @@ OUTPUTS = {
         "null, JSON            31.8k records/s    11.8 MiB/s      74 repos/s  in 4.0s, steady 35,800 records/s; CPU us/record: fetch 2; memory 246 MB (f)\n"
         "PostgreSQL, JSON       ????\n"
     ),
+    "live-end-to-end": (
+        "reference loop: 2,900,000 sha256 of 231 bytes a second on one core\n"
+        "alone: live lane: p50 17.6 ms, p99 36.9 ms, p99.9 48.7 ms of 2,050 operations, 0 above 250 ms\n"
+        "beside a backfill, second 1: live lane: p50 23.6 ms, p99 94.3 ms, p99.9 99.4 ms of 1,931 operations, 0 above 250 ms\n"
+        "beside a backfill: live lane: p50 19.9 ms, p99 90.1 ms, p99.9 99.0 ms of 30,532 operations, 0 above 250 ms\n"
+        "beside a backfill: 1,951 events/s; CPU us/event: supervisor 240 (engine 125)\n"
+        "backlog: 40,000 events in 6.6 s, 6,086 events/s; busiest verify, 80% of a core; of its own core: supervisor 10,050 events/s 291 x reference, verify worker 7,648 events/s 382 x reference\n"
+    ),
     "peers": "atmst: store and walk            hashes, layers  r10k      65,145 records/s, verify_repo is 4.4 times as fast\n",
 }  # fmt: skip
 
@@ -45,6 +53,9 @@ def _figure(name: str) -> Figure:
         ("end to end, null sink, raw DAG-CBOR", 260_000, 10.0, "must"),
         ("end to end, null sink, JSON", 35_800, 2_600_000 / 35_800, "BELOW"),
         ("against atmst, which checks less, one core", 4.4, None, "must"),
+        ("live lane beside a backfill, p99", 90.1, None, "must"),
+        ("backlog of frames, everything on this machine", 6086, 2_900_000 / 6086, ""),
+        ("supervisor, backlog, one core", 10_050, 291.0, ""),
         ("memory of all processes, null sink, raw", 1245, None, "BELOW"),
     ],
 )
