@@ -100,13 +100,11 @@ class Checks:
         self._endings.give_back(work)
 
     def _not_active(self, work: Work, status: str, text: str) -> None:
-        """Its host says so; but an account that has moved is deactivated there: only a fresh document tells."""
-        if self._identifying.knows_afresh(work.resident):
-            self._asked.discard(work.did)
-            return self._endings.not_active(work, status, text)
+        """Its host says so; but an account that has moved is deactivated there: only a document that was read after this tells."""
+        refused_at = self._clock.now()
 
         def resolved(identity: Identity | None) -> None:
-            if identity is None or identity.pds != work.host:
+            if identity is None or identity.pds != work.host or identity.resolved_at < refused_at:
                 self.end(work)  # the mark stays: asked again later, at the new host if it has one
             else:
                 self._asked.discard(work.did)
@@ -114,7 +112,6 @@ class Checks:
 
         work.stage = Stage.RESOLVING
         self._identifying.resolve(work.resident, resolved)
-        return None
 
     def _ask(self, resident: Resident, host: str, what: str) -> None:
         if not self._hosts.try_start(host):

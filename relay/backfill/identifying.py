@@ -62,11 +62,6 @@ class Identifying:
             return False
         return self._clock.now() - work.identity.resolved_at < FRESHLY_RESOLVED_S
 
-    def knows_afresh(self, resident: Resident) -> bool:
-        """Was the document of a repo read a moment ago, past the caches or not?"""
-        identity = resident.identity
-        return identity is not None and self._clock.now() - identity.resolved_at < FRESHLY_RESOLVED_S
-
     def ask(self, work: Work, *, force: bool) -> None:
         """Look the identity of a claimed work up; `force`: past every cache."""
         work.stage = Stage.RESOLVING
@@ -203,9 +198,9 @@ class Identifying:
         identity = work.identity
         assert identity is not None
         if status is not None:
-            if self.is_fresh(work):
+            if identity.resolved_at >= work.refused_at:
                 return self._endings.not_active(work, status, suspected.text)  # it lives nowhere else
-            # The directory is away and an old document served: what it says now is not known, so nobody is told of a deletion.
+            # An old document served, as the directory is away: what it says now is not known, so nobody is told of a deletion.
             unknown = Failure(
                 reason="directory_away", blame=Blame.US, text=f"{work.did}: {suspected.text}, perhaps moved"
             )

@@ -425,8 +425,8 @@ class Pipeline:
             reason=message.reason, blame=Blame(message.blame), text=message.text, retry_after_s=retry_after
         )
         self._endings.free_car(work)
-        if message.reason in MOVED and not self._identifying.is_fresh(work):
-            work.suspected, work.suspected_status = failure, status_of(message)
+        if message.reason in MOVED:
+            work.suspected, work.suspected_status, work.refused_at = failure, status_of(message), self._clock.now()
             return self._identify(work, force=True)
         status = status_of(message)
         if status is not None:

@@ -42,6 +42,9 @@ class Work:
     check_mark: int = 0  # newest mark for a check before that
     stage: Stage = Stage.RESOLVING
     identity: Identity | None = None
+    refused_at: float = (
+        0.0  # wall seconds: its host said "not here"; a document from before then does not say where it is now
+    )
     identity_is_new: bool = False  # resolved for this very work: asking again would tell nothing new
     is_check: bool = False  # no claim: its host is only asked for the newest rev or the status
     suspected: Failure | None = None  # a failure that a fresh identity may explain away

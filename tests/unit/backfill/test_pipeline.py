@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from relay.backfill.work import Stage
-from relay.model import RepoState
+from relay.model import Identity, RepoState
 from tests.unit.backfill.rehearsal import POLICY, SLOT_BYTES, Account, Rehearsal
 
 DID = "did:plc:" + "a" * 24
@@ -274,6 +274,22 @@ def test_an_account_that_a_fetch_finds_at_another_host_has_its_identity_told(sta
     assert (row.state, row.host, row.tell_pds) == (RepoState.SYNCED, other, other)
     assert row.told_identity_us == row.tell_identity_us != 1
     assert stage.ingester[DID].pds == other
+
+
+@pytest.mark.parametrize("status", ["deactivated", ""])
+def test_a_document_from_before_the_refusal_is_no_proof_that_an_account_did_not_move(
+    stage: Rehearsal, status: str
+) -> None:
+    other = "https://two.example"
+    account = Account(did=DID, host=other, pieces=1, status_at_old_host=status)
+    stage.add(account, state=RepoState.PENDING)
+    stage.db[DID].host = HOST
+    now = stage.clock.now()
+    stage.identities[DID] = Identity(did=DID, signing_key=account.key, pds=HOST, handle="a.test", resolved_at=now)
+    stage.run_to_the_end()
+    row = stage.db[DID]
+    assert (row.state, row.host, row.told_status) == (RepoState.SYNCED, other, None)
+    assert stage.ingester[DID].active is None
 
 
 def test_an_account_that_is_deactivated_where_it_lives_is_told_so(stage: Rehearsal) -> None:
