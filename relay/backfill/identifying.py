@@ -125,7 +125,11 @@ class Identifying:
         if moved and resident.row.host is not None:
             log.info("repo_moved", did=resident.did, host=resident.row.host, to=identity.pds)
         resident.row.host = identity.pds
-        if moved:
+        if moved and resident.row.state is RepoState.INACTIVE:
+            # What the other host said of it is of no account: a fetch at this one finds out.
+            resident.row.next_attempt_at, resident.row.attempts = self._clock.now(), 0
+            self._keeper.feed(resident, e.CheckUnanswerable(reason="moved"))
+        elif moved:
             self._keeper.feed(resident, e.ColumnsChanged())
         self._keeper.feed(
             resident,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -290,6 +291,20 @@ def test_a_document_from_before_the_refusal_is_no_proof_that_an_account_did_not_
     row = stage.db[DID]
     assert (row.state, row.host, row.told_status) == (RepoState.SYNCED, other, None)
     assert stage.ingester[DID].active is None
+
+
+def test_an_account_that_was_called_deleted_and_is_found_at_another_host_is_fetched_there(stage: Rehearsal) -> None:
+    other = "https://two.example"
+    told = {"tell_active": False, "tell_status": "deleted", "tell_time_us": 5}
+    told |= {"told_active": False, "told_status": "deleted", "told_time_us": 5}
+    stage.add(Account(did=DID, host=other, pieces=1), state=RepoState.INACTIVE, reason="deleted", **told)
+    stage.db[DID].host = HOST
+    (resident,) = stage.keeper.take([copy.copy(stage.db[DID])])
+    stage.pipeline.resolve(resident, lambda _identity: stage.keeper.release(resident))
+    stage.run_to_the_end()
+    row = stage.db[DID]
+    assert (row.state, row.host, row.told_active) == (RepoState.SYNCED, other, True)
+    assert stage.ingester[DID].active is True
 
 
 def test_an_account_that_is_deactivated_where_it_lives_is_told_so(stage: Rehearsal) -> None:
