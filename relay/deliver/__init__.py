@@ -5,5 +5,6 @@ the database, look into an operation beyond finding where it begins, or drop any
 supervisor, which hands segments to `delivery.Delivery` and hears of acknowledgements and refusals through `DeliveryEvents`.
 
 The hard part is pure and in this order: `lanes` (what waits), `window` (how much may be under way), `gobackn` (what is under
-way), `refusals` (RETRY and REJECT), all four joined in `outbox`; `health` judges, `routing` chooses. `sender` is the thread.
+way), `refusals` (RETRY and REJECT), all four joined in `outbox`; `health` judges one ingester, `absence` when it loses its DIDs
+and has them back, `routing` chooses, `router` knows who has a DID meanwhile. `sender` is the thread, `delivery` the front door.
 """

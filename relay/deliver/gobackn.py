@@ -21,6 +21,10 @@ class Span:
     size: int
 
 
+Piece = tuple[Span, memoryview]
+"""A span with its bytes."""
+
+
 class Batch:
     """One OperationRequest: its spans in order, and its bytes, which stay until it is acknowledged.
 
@@ -58,7 +62,7 @@ class Batch:
         """The `operations` fields."""
         return memoryview(self._message)[self._head_bytes :]
 
-    def pieces(self) -> list[tuple[Span, memoryview]]:
+    def pieces(self) -> list[Piece]:
         """Return each span with its bytes."""
         found = []
         at = 0

@@ -19,6 +19,9 @@ class Away(enum.StrEnum):
     ACK_TIMEOUT = "ack_timeout"  # batches in flight, and no acknowledgement for delivery.ack_timeout_sec
     RETRY = "retry"  # it answered RETRY
     PROTOCOL_ERROR = "protocol_error"  # an answer that cannot be right
+    FAILED_OVER = (
+        "failed_over"  # away for delivery.failover_after_sec: others have its DIDs, until it may have them back
+    )
     STOPPED = "stopped"  # we are stopping
 
 

@@ -19,6 +19,7 @@ class Lanes:
     Order: within a lane, segments leave in the order in which they were offered. Bounds: both lanes together take segments
     while they hold less than `limit_operations` and 1 KiB times that, backfill only half of each; the last segment may pass the
     bound by its own size, and an empty lane always takes one, so a segment larger than any bound is not stuck outside.
+    What another ingester held (`adopt`) comes on top of that and takes no room from anybody.
 
     While both lanes have something, backfill leaves with `backfill_share` of the bytes, give or take a segment: each live
     byte earns it credit, and it goes as soon as its head fits the credit. A lane that is empty earns nothing.
@@ -31,6 +32,10 @@ class Lanes:
         self.live_operations = 0
         self.backfill_operations = 0
         self._backfill_bytes = 0
+        self.adopted_operations = 0
+        self._adopted_backfill_operations = 0
+        self._adopted_backfill_bytes = 0
+        self._adopted_bytes = 0
         self._live: deque[Segment] = deque()
         self._backfill: deque[Segment] = deque()
         self._segments_of: dict[str, int] = {}
@@ -43,29 +48,61 @@ class Lanes:
 
     def has_room(self, lane: Lane) -> bool:
         if lane is Lane.BACKFILL:
-            if not self._backfill:
+            own = self._own_backfill_operations
+            if not own:
                 return True
             if (
-                self.backfill_operations >= self.limit_operations * BACKFILL_SHARE_OF_QUEUE
-                or self._backfill_bytes >= self.limit_bytes * BACKFILL_SHARE_OF_QUEUE
+                own >= self.limit_operations * BACKFILL_SHARE_OF_QUEUE
+                or self._backfill_bytes - self._adopted_backfill_bytes >= self.limit_bytes * BACKFILL_SHARE_OF_QUEUE
             ):
                 return False
-        elif not self._live:
+        elif self._own_operations == self._own_backfill_operations:
             return True
-        return self.operations < self.limit_operations and self.bytes < self.limit_bytes
+        return self._own_operations < self.limit_operations and self.bytes - self._adopted_bytes < self.limit_bytes
 
     def is_relieved(self, lane: Lane) -> bool:
         """Is there room for more than one segment? Whoever was refused is told then, and not for each piece that leaves."""
         if not self.has_room(lane):
             return False
         if lane is Lane.BACKFILL:
-            return self.backfill_operations <= self.limit_operations * BACKFILL_SHARE_OF_QUEUE * RELIEF
-        return self.operations <= self.limit_operations * RELIEF
+            return self._own_backfill_operations <= self.limit_operations * BACKFILL_SHARE_OF_QUEUE * RELIEF
+        return self._own_operations <= self.limit_operations * RELIEF
 
     def offer(self, segment: Segment) -> bool:
         """Queue a segment; False: no room, it is still the caller's."""
         if not self.has_room(segment.lane):
             return False
+        self._append(segment)
+        return True
+
+    def adopt(self, segment: Segment) -> None:
+        """Queue a segment that another ingester's lanes held, whatever room there is."""
+        segment.is_adopted = True
+        self.adopted_operations += segment.operations
+        self._adopted_bytes += segment.size
+        if segment.lane is Lane.BACKFILL:
+            self._adopted_backfill_operations += segment.operations
+            self._adopted_backfill_bytes += segment.size
+        self._append(segment)
+
+    def take_all(self) -> list[Segment]:
+        """Take everything out, in order, live first: another ingester adopts it."""
+        gone = []
+        for queue in (self._live, self._backfill):
+            while queue:
+                gone.append(self._pop(queue))
+        self._credit = 0.0
+        return gone
+
+    @property
+    def _own_operations(self) -> int:
+        return self.operations - self.adopted_operations
+
+    @property
+    def _own_backfill_operations(self) -> int:
+        return self.backfill_operations - self._adopted_backfill_operations
+
+    def _append(self, segment: Segment) -> None:
         if segment.lane is Lane.LIVE:
             self._live.append(segment)
             self.live_operations += segment.operations
@@ -75,7 +112,6 @@ class Lanes:
             self._backfill_bytes += segment.size
         self.bytes += segment.size
         self._segments_of[segment.did] = self._segments_of.get(segment.did, 0) + 1
-        return True
 
     def heads(self) -> tuple[Segment | None, Segment | None]:
         """Return the oldest segment of the live and of the backfill lane."""
@@ -153,9 +189,19 @@ class Lanes:
             elif self._live:
                 self._credit -= segment.size
         self.bytes -= segment.size
+        if segment.is_adopted:
+            self._let_go(segment)
         left = self._segments_of[segment.did] - 1
         if left:
             self._segments_of[segment.did] = left
         else:
             del self._segments_of[segment.did]
         return segment
+
+    def _let_go(self, segment: Segment) -> None:
+        segment.is_adopted = False
+        self.adopted_operations -= segment.operations
+        self._adopted_bytes -= segment.size
+        if segment.lane is Lane.BACKFILL:
+            self._adopted_backfill_operations -= segment.operations
+            self._adopted_backfill_bytes -= segment.size

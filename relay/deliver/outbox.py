@@ -199,6 +199,36 @@ class Outbox:
         self._acknowledge(number, now, outcome)
         return outcome
 
+    # -- what fail-over does
+
+    def surrender(self) -> tuple[list[Batch], list[Segment]]:
+        """Give everything away, in order: first what was built into batches, then what is queued. The stream must be lost.
+
+        What is in the batches may have been stored: its acknowledgement did not come, or will not be heard any more.
+        """
+        if self.is_open:
+            raise AssertionError("an open stream: its acknowledgements would be of what is no longer here")
+        batches = self.in_flight.batches
+        self.in_flight.rearrange([])
+        for batch in batches:
+            for span in batch.spans:
+                self.book.forget(span.segment)
+        self._suspects.clear()
+        return batches, self.lanes.take_all()
+
+    def adopt(self, batches: Sequence[Batch], segments: Sequence[Segment]) -> None:
+        """Take over what another ingester had to surrender. Nothing of these DIDs may be here; there is no bound."""
+        for batch in batches:
+            self.in_flight.append(batch)
+        for segment in segments:
+            self.lanes.adopt(segment)
+
+    @property
+    def is_burdened(self) -> bool:
+        """Does it still have so much of what it adopted that more would be no good?"""
+        unwritten = len(self.in_flight) - self.in_flight.written
+        return self.lanes.adopted_operations > self.lanes.limit_operations or unwritten > 2 * self.window.most
+
     def oldest_received_at(self) -> float | None:
         """Monotonic time at which the oldest operation here was received; None: there is none."""
         times = [segment.received_at for segment in self.lanes.heads() if segment is not None]

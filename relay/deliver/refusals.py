@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import dataclass, field
 
-from relay.deliver.gobackn import Batch, Span
+from relay.deliver.gobackn import Batch, Piece, Span
 from relay.deliver.segment import Segment
 from relay.pb.encode import split_operations
 
@@ -90,21 +90,21 @@ def without(batch: Batch, place: Place) -> Batch | None:
             pieces += parts
         else:
             pieces.append((span, view))
-    return _join(pieces) if pieces else None
+    return join(pieces) if pieces else None
 
 
 def isolate(batch: Batch, place: Place) -> tuple[list[Batch], Batch]:
     """Cut a refused operation out of its batch; return what takes the batch's place, in order, and the part that is it alone."""
     if batch.operations == 1:
         return [batch], batch
-    before: list[_Piece] = []
-    after: list[_Piece] = []
+    before: list[Piece] = []
+    after: list[Piece] = []
     alone: Batch | None = None
     for span, view in batch.pieces():
         if span is place.span:
             head, one, tail = _cut(span, view, place.offset)
             span.segment.open_spans += (head is not None) + (tail is not None)
-            alone = _join([one])
+            alone = join([one])
             before += [head] if head is not None else []
             after += [tail] if tail is not None else []
         elif alone is None:
@@ -113,9 +113,9 @@ def isolate(batch: Batch, place: Place) -> tuple[list[Batch], Batch]:
             after.append((span, view))
     if alone is None:
         raise AssertionError("the refused operation is not in this batch")
-    parts = [_join(before)] if before else []
+    parts = [join(before)] if before else []
     parts.append(alone)
-    return parts + ([_join(after)] if after else []), alone
+    return parts + ([join(after)] if after else []), alone
 
 
 def others_first(batches: list[Batch], suspects: Container[Batch]) -> tuple[list[Batch], list[Batch]]:
@@ -138,8 +138,8 @@ def others_first(batches: list[Batch], suspects: Container[Batch]) -> tuple[list
         elif len(held) == len(batch.spans):
             waits.append(batch)
         else:
-            first.append(_join([piece for piece in batch.pieces() if piece[0].segment.did not in blocked]))
-            waits.append(_join(held))
+            first.append(join([piece for piece in batch.pieces() if piece[0].segment.did not in blocked]))
+            waits.append(join(held))
     return first, waits
 
 
@@ -173,10 +173,7 @@ def split_oversize(segment: Segment, *, most_bytes: int) -> tuple[list[Batch], l
     return batches, oversize
 
 
-_Piece = tuple[Span, memoryview]
-
-
-def _cut(span: Span, view: memoryview, offset: int) -> tuple[_Piece | None, _Piece, _Piece | None]:
+def _cut(span: Span, view: memoryview, offset: int) -> tuple[Piece | None, Piece, Piece | None]:
     """Cut a span around one operation: what is before it, itself, what is after it."""
     start, size = split_operations(view)[offset]
     end = start + size
@@ -187,5 +184,6 @@ def _cut(span: Span, view: memoryview, offset: int) -> tuple[_Piece | None, _Pie
     return before, one, after
 
 
-def _join(pieces: list[_Piece]) -> Batch:
+def join(pieces: list[Piece]) -> Batch:
+    """Make a batch of spans with their bytes."""
     return Batch(UNNUMBERED, [span for span, _ in pieces], [view for _, view in pieces])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Container
 from hashlib import blake2b
 
 
@@ -21,6 +21,10 @@ class Rendezvous:
         self.addresses = tuple(sorted(addresses))
         # A key of its own for each address, whatever its length: blake2b takes keys of up to 64 bytes.
         self._keys = tuple((blake2b(address.encode(), digest_size=32).digest(), address) for address in self.addresses)
+
+    def without(self, addresses: Container[str]) -> Rendezvous:
+        """Return the same routes over the other ingesters. Raises ValueError when none is left."""
+        return Rendezvous([address for address in self.addresses if address not in addresses])
 
     def address_of(self, did: str) -> str:
         """Return the address that all operations of `did` go to."""

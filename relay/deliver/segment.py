@@ -33,6 +33,10 @@ class Segment:
     queued_at: float = field(default=0.0, init=False)  # set by the outbox: since when it waits, monotonic seconds
     open_spans: int = field(default=1, init=False)  # set by the outbox: pieces of it that are not acknowledged yet
     refused_operations: int = field(default=0, init=False)  # set by the outbox
+    is_pinned: bool = field(
+        default=False, init=False
+    )  # set by the router: counted, because it is not at its DID's home
+    is_adopted: bool = field(default=False, init=False)  # set by the lanes: moved there, and beyond their bounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +92,7 @@ class IngesterStatus:
     refused_operations: int  # dead letters
     sent_bytes: int
     sent_batches: int
+    moved_repos: int = 0  # whose unacknowledged operations others took over from it
     streams: int  # opened so far
     reconnects: int  # streams that ended without our asking
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import grpc
 
 from relay.deliver.channel import Connector, Requests, ask_health, code_of, stream_method, words_of
 from relay.deliver.errors import IngesterProtocolError
+from relay.deliver.gobackn import Batch
 from relay.deliver.health import Away, Health
 from relay.deliver.outbox import Complaint, Outbox, Outcome
 from relay.deliver.segment import DeliveryEvents, IngesterStatus, Segment
@@ -128,6 +129,45 @@ class Sender(ServiceThread):
                 self._idle.notify_all()
         self._tell_room()
         return gone
+
+    def surrender(self) -> tuple[list[Batch], list[Segment]]:
+        """End the stream, and give away everything that is here: see `Outbox.surrender`. Nothing may be offered meanwhile."""
+        with self._lock:
+            call = None
+            if self._epoch % 2:
+                # The writer gets nothing more, and no answer of this stream counts any more. A batch may still be stored there: a late copy.
+                self._epoch += 1
+                call, self._cancelled_for = self._call, Away(self._health.reason or Away.FAILED_OVER)
+                self._outbox.stream_lost()
+            given = self._outbox.surrender()
+            self._idle.notify_all()
+        if call is not None:
+            call.cancel()
+        return given
+
+    def adopt(self, batches: Sequence[Batch], segments: Sequence[Segment]) -> None:
+        """Take over what another ingester had to surrender."""
+        with self._lock:
+            self._outbox.adopt(batches, segments)
+            self._writer.notify()
+
+    def look(self) -> tuple[bool, int, bool]:
+        """Return whether it is healthy, how many batches it has acknowledged, and whether it has enough of what it adopted."""
+        with self._lock:
+            return self._health.is_healthy, self._outbox.acknowledged_batches, self._outbox.is_burdened
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing queued, nothing unacknowledged, nothing untold."""
+        with self._lock:
+            return self._outbox.is_idle and not self._untold
+
+    def tell_room(self) -> None:
+        """Whoever was refused may try again: the routes have changed."""
+        with self._lock:
+            self._wants_room.clear()
+        if self._on_room is not None:
+            self._on_room(self.address)
 
     def flush(self, *, flushing: bool) -> None:
         """While flushing, a batch does not wait to be full."""

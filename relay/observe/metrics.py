@@ -149,6 +149,7 @@ class Metrics:
         self._sent = counter("relay_operations_sent_total", "operations written to an ingester's stream", "ingester")
         self._delivered = counter("relay_operations_delivered_total", "operations acknowledged", "ingester")
         self._delivered_bytes = counter("relay_delivered_bytes_total", "bytes of acknowledged operations", "ingester")
+        self._moved = counter("relay_moved_repos_total", "repos moved to others by a fail-over", "ingester")
         self._redelivered = counter("relay_operations_redelivered_total", "operations written again", "ingester")
         self.operations_buffered = counter(
             "relay_operations_buffered_total", "live operations held back while a repo was fetched"
@@ -277,7 +278,7 @@ class Metrics:
     def declare_ingesters(self, addresses: Iterable[str]) -> None:
         """Start the series of these ingesters at 0."""
         for address in addresses:
-            for metric in (self._sent, self._delivered, self._delivered_bytes, self._redelivered):
+            for metric in (self._sent, self._delivered, self._delivered_bytes, self._redelivered, self._moved):
                 metric.labels(address)
             self._oldest_unacked.labels(address)
             self._in_flight.labels(address)
@@ -297,6 +298,10 @@ class Metrics:
         self._delivered.labels(ingester).inc(operations)
         self._delivered_bytes.labels(ingester).inc(size)
         self.operation_duration.observe(lane, took_s, operations)
+
+    def moved(self, ingester: str, repos: int) -> None:
+        """Count repos whose unacknowledged operations an ingester lost to others."""
+        self._moved.labels(ingester).inc(repos)
 
     def ingester(self, address: str, *, in_flight_batches: int, oldest_unacked_s: float | None) -> None:
         """Set what waits at one ingester."""

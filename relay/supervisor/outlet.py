@@ -14,6 +14,9 @@ from relay.model import Lane
 from relay.repos.keeper import Keeper, LivePiece
 from relay.repos.live_events import LiveToken
 
+MOST_TOLD = 10_000
+LOOK_AGAIN_S = 1.0
+
 Post = Callable[[Callable[[], None]], None]
 
 
@@ -62,29 +65,40 @@ class LiveLane:
     """Implements the keeper's `LiveOutlet`. Lives in the engine's thread.
 
     Operations for an ingester whose queue is full are refused while others have room: one that is slow slows its own DIDs only.
-    When none has room nobody is to blame: they wait here, in order, and `is_blocked` says that no more may be read. What waits is
-    bounded by the frames that are in work.
+    When none has room, or none is there, nobody is to blame: they wait here, each DID's in order, and `is_blocked` says that no more may
+    be read. What waits is bounded by the frames that are in work. What is told of an account (`tell`) waits in any case, and stops reading
+    only when there are MOST_TOLD of them: a shard that is away for a day is no reason for the others to stand still.
     """
 
     def __init__(self, keeper: Keeper, delivery: Delivery) -> None:
         self._keeper, self._delivery = keeper, delivery
-        self._waiting: dict[str, deque[Segment]] = {}  # by ingester
+        self._waiting: dict[str, deque[Segment]] = {}  # by DID: where it goes may change meanwhile
+        self._owing: set[str] = set()  # DIDs in `_waiting` whose operations found no room anywhere
+        self._owed_by: set[str] = set()  # the ingesters of these, when that was last looked at
+        self._count = 0
+        self._is_stirred = False
+        self._look_again_at = 0.0
         self.is_stopping = False  # delivery ends: what it refuses now is not an ingester's slowness
 
     @property
     def is_blocked(self) -> bool:
-        return bool(self._waiting)
+        """Shall no more be read: does something wait for an ingester that is there, or is none?"""
+        if not self._owing:
+            return self._count >= MOST_TOLD
+        return self._delivery.is_full() or any(self._delivery.is_healthy(address) for address in self._owed_by)
 
     @property
     def waiting(self) -> int:
         """Segments that wait here."""
-        return sum(len(queue) for queue in self._waiting.values())
+        return self._count
 
     def offer(self, did: str, payload: Any, operations: int, token: LiveToken, received_at: float) -> bool:
         segment = self._segment(did, payload, operations, token, received_at)
         if self._is_taken(segment):
             return True
         if self.is_stopping or self._delivery.is_full():
+            self._owing.add(did)
+            self._owed_by.add(self._delivery.address_of(did))
             self._wait(segment)
             return True
         return False
@@ -101,24 +115,41 @@ class LiveLane:
             return segment.did == did and cast(LivePiece, segment.token).token in wanted
 
         gone = self._delivery.discard(did, Lane.LIVE, is_wanted)
-        address = self._delivery.address_of(did)
-        if (queue := self._waiting.get(address)) is not None:
+        if (queue := self._waiting.pop(did, None)) is not None:
             gone += [segment for segment in queue if is_wanted(segment)]
-            kept = deque(segment for segment in queue if not is_wanted(segment))
-            if kept:
-                self._waiting[address] = kept
-            else:
-                del self._waiting[address]
+            self._count -= len(queue)
+            for segment in queue:
+                if not is_wanted(segment):
+                    self._wait(segment)
+            if did not in self._waiting:
+                self._owing.discard(did)
         return [cast(LivePiece, segment.token).token for segment in gone]
+
+    def stir(self) -> None:
+        """A queue has room again, or the routes have changed. Any thread."""
+        self._is_stirred = True
 
     def pump(self) -> None:
         """Hand on what waits and finds room now."""
-        for address in list(self._waiting):
-            queue = self._waiting[address]
-            while queue and self._delivery.offer(queue[0]):
+        if not self._waiting or not (self._is_stirred or time.monotonic() >= self._look_again_at):
+            return
+        self._is_stirred = False
+        self._look_again_at = time.monotonic() + LOOK_AGAIN_S
+        full: set[str] = set()
+        self._owed_by.clear()
+        for did in list(self._waiting):
+            address = self._delivery.address_of(did)
+            queue = self._waiting[did]
+            while address not in full and queue and self._delivery.offer(queue[0]):
                 queue.popleft()
+                self._count -= 1
             if not queue:
-                del self._waiting[address]
+                del self._waiting[did]
+                self._owing.discard(did)
+                continue
+            full.add(address)
+            if did in self._owing:
+                self._owed_by.add(address)
 
     def _segment(self, did: str, payload: Any, operations: int, token: LiveToken, received_at: float) -> Segment:
         return Segment(
@@ -133,10 +164,11 @@ class LiveLane:
         )
 
     def _is_taken(self, segment: Segment) -> bool:
-        return self._delivery.address_of(segment.did) not in self._waiting and self._delivery.offer(segment)
+        return segment.did not in self._waiting and self._delivery.offer(segment)
 
     def _wait(self, segment: Segment) -> None:
-        self._waiting.setdefault(self._delivery.address_of(segment.did), deque()).append(segment)
+        self._waiting.setdefault(segment.did, deque()).append(segment)
+        self._count += 1
 
 
 class DeliveryReports:

@@ -122,7 +122,7 @@ class Machine:
             settings.relay,
             DeliveryReports(self.engine.post, self._ingester_changed),
             repo_operations=settings.backfiller.parallel_record_creates,
-            on_room=lambda _address: self.engine.wake(),
+            on_room=lambda _address: self._has_room(),
             metrics=metrics,
             on_death=on_death,
         )
@@ -343,6 +343,10 @@ class Machine:
         if isinstance(message, Resolved | Fetched | FetchFailed | Checked):
             self.children.answered(role, seat)
         self.pipeline.child_said(role, seat, message)
+
+    def _has_room(self) -> None:
+        self.live_lane.stir()
+        self.engine.wake()
 
     def _ingester_changed(self, address: str, healthy: bool, reason: str) -> None:
         self.ingester_changes += 1

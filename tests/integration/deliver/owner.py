@@ -26,6 +26,7 @@ class Owner:
         self,
         *addresses: str,
         ack_timeout_s: float = 20.0,
+        failover_after_s: float = 0.0,
         batch_bytes: int = 1024,
         most_batches: int = 8,
         queue_operations: int = 2000,
@@ -45,6 +46,7 @@ class Owner:
             addresses,
             DeliverySettings(
                 ack_timeout_sec=ack_timeout_s,
+                failover_after_sec=failover_after_s,
                 batch_bytes=batch_bytes,
                 max_in_flight_batches=most_batches,
                 queue_operations=queue_operations,
