@@ -88,7 +88,7 @@ class HttpServer(ServiceThread):
     # The loop's thread
 
     def discard(self) -> None:
-        """Close everything of a server that was never started."""
+        """Close everything of a server that has ended, or was never started."""
         while self._calls:
             self._calls.popleft()()
         self._close_all()
@@ -98,7 +98,7 @@ class HttpServer(ServiceThread):
             while not self.stopping.is_set():
                 self._run_once()
         finally:
-            self._close_all()
+            self.discard()  # stopped at once, it has not even taken its listeners over
 
     def _close_all(self) -> None:
         for connection in tuple(self._connections):
