@@ -69,7 +69,7 @@ class Presence:
             http = AdminHttp(
                 self._settings.metrics.host,
                 self._settings.metrics.port,
-                health=self._health,
+                health=self.health,
                 ready=self._ready,
                 snapshot=lambda: self.snapshot,
                 metrics=self._metrics_page,
@@ -134,7 +134,8 @@ class Presence:
 
     # --- answers --------------------------------------------------------------------------------------------------------
 
-    def _health(self) -> tuple[int, str]:
+    def health(self) -> tuple[int, str]:
+        """Return the HTTP status and the words of /health. Any thread."""
         stuck = self._machine.is_stuck() if self._machine is not None else None
         if stuck is not None:
             return 503, stuck
@@ -153,7 +154,7 @@ class Presence:
         return shown.phase, shown.reason
 
     def _metrics_page(self) -> bytes:
-        self._metrics.healthy.set(self._health()[0] == 200)
+        self._metrics.healthy.set(self.health()[0] == 200)
         return self._metrics.render()
 
     def _snapshot(self, phase: Phase, reason: str) -> StatusSnapshot:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -33,6 +34,7 @@ from relay.observe.status import Phase, StatusSnapshot
 from relay.runtime.clock import SystemClock
 from relay.runtime.service import Service
 from relay.runtime.signals import StopSignals
+from relay.runtime.systemd import ServiceManager
 from relay.store.partitions import Holder
 from relay.store.pool import Database
 from relay.store.statements import Cursor
@@ -55,6 +57,7 @@ CENSUS_EVERY_S = 0.5
 NOTICES_EVERY_S = 0.5
 REQUEUED_EVERY_S = 1.0
 WAIT_S = 0.25
+ALIVE_EVERY_S = 5.0  # the service manager's patience (WatchdogSec) is many times that
 SERVICES = ("run", "tail")  # commands that work until they are stopped
 # A question that waits behind so many others would only make it worse.
 MOST_OUTSTANDING = 50
@@ -111,6 +114,8 @@ class Session:
         self._beside: list[Service] = []
         self._is_draining = False
         self._beat_at = 0.0
+        self._manager = ServiceManager.of_environment(os.environ)
+        self._alive_at = 0.0
 
     # --- from any thread ------------------------------------------------------------------------------------------------
 
@@ -142,6 +147,7 @@ class Session:
             try:
                 yield
             finally:
+                self._manager.stopping()
                 self.reporter.ended()
                 self.presence.close()
                 self._unregister()
@@ -170,6 +176,8 @@ class Session:
                 log.info("standing_by", reason=text)
                 self.reporter.waiting(text)
             self.stood_by = True
+            self._manager.ready()
+            self._tell_manager()
             if visible:
                 self._stand_by(Phase.STANDBY if trouble is None else Phase.WAITING, text)
             if holder is not None and beside is not None and beside(holder):
@@ -272,9 +280,11 @@ class Session:
             self.start_beside(service)
         shown = {"ingesters": ", ".join(place.addresses)}
         self.reporter.started({"metrics": self.presence.address or "not served", **shown})
+        self._manager.ready()
         try:
             yield
         finally:
+            self._manager.stopping()
             observer.phase = Phase.DRAINING
             deadline = time.monotonic() + self.settings.relay.shutdown_timeout_sec
             with self._changing:
@@ -308,7 +318,19 @@ class Session:
             if place.local is not None:
                 place.local.restart_if_dead()
             self.presence.listen_again()
+            self._tell_manager()
             self.reporter.show(observer.snapshot)
+
+    def _tell_manager(self) -> None:
+        """What we do, and, unless something is stuck, that we are alive; called often."""
+        now = time.monotonic()
+        if now < self._alive_at:
+            return
+        self._alive_at = now + ALIVE_EVERY_S
+        code, text = self.presence.health()
+        self._manager.status(text)
+        if code == HTTPStatus.OK:
+            self._manager.alive()
 
     def _plug(self, machine: Machine, observer: Observer, census: Census) -> None:
         """What the engine does now and then, whatever the command."""
