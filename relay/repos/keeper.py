@@ -32,8 +32,6 @@ Then = Callable[[RepoState | None], None]
 # Most of what the stream brings is of accounts that wrote a moment ago: their rows need no second question. 4 KB each.
 RESTING_KEPT = 20_000
 RESTING_S = 60.0  # ... and for so long at most: others (an operator, a listing) write rows too
-# A brand-new repo is stored pending, for a crash, while its own first commits are all there is: no claim may take it so soon.
-FRESH_S = 60.0
 
 
 class Stream(Protocol):
@@ -450,8 +448,6 @@ class Keeper:
         row = resident.row
         e.put_facts(store.facts, row)
         row.updated_at = self._clock.now()
-        if resident.life.is_fresh:
-            row.next_attempt_at = row.updated_at + FRESH_S
         if resident.counted is not row.state:
             if resident.counted is None:
                 self._count_new(row)
