@@ -7,8 +7,8 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 ARGS   ?=
 
-GENERATED := relay/pb/ingester_pb2.py relay/pb/ingester_pb2.pyi relay/pb/ingester_pb2_grpc.py
-PROTOC    := -m grpc_tools.protoc -I relay/pb=proto relay/pb/ingester.proto
+GENERATED := $(foreach name,ingester admin,relay/pb/$(name)_pb2.py relay/pb/$(name)_pb2.pyi relay/pb/$(name)_pb2_grpc.py)
+PROTOC    := -m grpc_tools.protoc -I relay/pb=proto relay/pb/ingester.proto relay/pb/admin.proto
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo run test test-faults test-interop bench proto fmt lint lint-proto check build clean

@@ -37,6 +37,7 @@ MAX_ROUNDS = 10
 NAMED_AT_A_TIME = 5000
 _STORE_RETRY_FIRST_S = 0.5
 _STORE_RETRY_LONGEST_S = 10.0
+_PAUSE_LOOK_S = 0.25
 
 _T = TypeVar("_T")
 
@@ -93,8 +94,11 @@ class Enumeration:
         clock: Clock | None = None,
         threads: int = HOST_THREADS,
         on_stop: Callable[[], None] | None = None,
+        may_go: threading.Event | None = None,
     ) -> None:
+        """`may_go`: while it is not set, no page is asked for."""
         self._xrpc = xrpc
+        self._may_go = may_go
         self._sink = sink
         self._batch = batch or 0
         self._clock = clock or SystemClock()
@@ -191,6 +195,7 @@ class Enumeration:
 
     def _list_repos_of(self, origin: str) -> None:
         try:
+            self._check_stopping()
             self._list_repos(KIND_REPOS, origin, "", lambda cursor: self._xrpc.list_repos(origin, cursor=cursor))
         except BaseException:
             # A fault of ours, or stopping: no thread begins another host, and the others end at their next page.
@@ -309,8 +314,11 @@ class Enumeration:
             self._progress.add(malformed=count)
 
     def _check_stopping(self) -> None:
-        if self._stopping.is_set():
-            raise Stopped("stopping", host="")
+        """Raises Stopped; while it is paused, waits."""
+        while not self._stopping.is_set():
+            if self._may_go is None or self._may_go.wait(_PAUSE_LOOK_S):
+                return
+        raise Stopped("stopping", host="")
 
 
 def _hosts(origins: Sequence[str]) -> str:

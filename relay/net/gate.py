@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from relay.net.errors import NetError, Stopped
 from relay.net.facts import NO_FACTS, HostFacts
-from relay.net.hosts import HostTable, HostView, Outcome, outcome_of
+from relay.net.hosts import HostPolicy, HostTable, HostView, Outcome, outcome_of
 from relay.runtime.clock import Clock, SystemClock
 
 # A connection that another thread gives back wakes us through the condition; stopping and the clock only through this.
@@ -53,6 +53,13 @@ class HostGate:
     def try_start(self, host: str) -> bool:
         with self._changed:
             return self._table.try_start(host, self._clock.monotonic())
+
+    def limit(self, host: str, policy: HostPolicy | None) -> HostPolicy:
+        """Ask this host so often from now on (None: as all others); return the policy that is in force."""
+        with self._changed:
+            self._table.limit(host, policy, self._clock.monotonic())
+            self._changed.notify_all()
+            return policy or self._table.policy
 
     def not_started(self, host: str) -> None:
         with self._changed:

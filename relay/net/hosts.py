@@ -206,6 +206,16 @@ class HostTable:
                 pass
         self.limited_s += max(0.0, entry.paused_until - paused_until)
 
+    def limit(self, host: str, policy: HostPolicy | None, now: float) -> None:
+        """Ask this host so often from now on; None: as all others. What it has asked of us itself stands."""
+        if policy is None:
+            self._overrides.pop(host, None)
+        else:
+            self._overrides[host] = policy
+        if (entry := self._hosts.get(host)) is not None:
+            entry.policy = policy or self.policy
+            entry.bucket = TokenBucket(rate_per_s=entry.policy.requests_per_s, burst=entry.policy.burst, now=now)
+
     def answered_recently(self, host: str, now: float) -> bool:
         """Say whether the host answered any request within the last `breaker_s`: then a failure is the repo's own."""
         entry = self._hosts.get(host)

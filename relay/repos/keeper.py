@@ -251,6 +251,15 @@ class Keeper:
                 busy.append(resident)
         return busy
 
+    def change_filter(self, wanted: NsidFilter) -> None:
+        """From now on these collections are wanted. Repos at rest are forgotten: they are compared with it when they are loaded again."""
+        self.wanted = wanted
+        while self._resting:
+            did, _ = self._resting.popitem()
+            del self.residents[did]
+        for resident in list(self.residents.values()):
+            self.feed(resident, e.FilterChanged(wanted=wanted))
+
     def _taken(self, row: RepoRow, identity: Identity | None) -> Resident:
         resident = self.residents.get(row.did)
         if resident is not None and row.did not in self._resting:

@@ -52,4 +52,5 @@ def enumeration_into(
         batch=batch,
         policy=PagePolicy.from_settings(settings.relay),
         on_stop=fetcher.abort,
+        may_go=session.may_enumerate,
     )

@@ -80,6 +80,7 @@ class Observer:
         self._tail = TailShown(metrics, max_open_frames=machine.settings.firehose.max_open_frames)
         self._reconcile_shown = ReconcileShown(metrics)
         self.phase = Phase.STARTING
+        self.paused = ""  # by an operator: which parts
         self.reason = ""
         self.store_away: str | None = None
         self._noticed = Noticed(machine.tasks, time.time)
@@ -203,7 +204,8 @@ class Observer:
         if self.store_away is not None:
             self.phase, self.reason = Phase.WAITING, f"database away: {self.store_away}"
         elif any(each.healthy for each in ingesters):
-            self.phase, self.reason = Phase.RUNNING, ""
+            self.phase = Phase.PAUSED if self.paused else Phase.RUNNING
+            self.reason = f"paused by an operator: {self.paused}" if self.paused else ""
         elif all(each.reason == Away.STARTING for each in ingesters):
             self.phase, self.reason = Phase.STARTING, ""
         else:

@@ -37,6 +37,7 @@ class Presence:
         self._observer: Observer | None = None
         self._early = self._snapshot(Phase.STARTING, "")
         self.instance: int | None = None
+        self.grpc_address: str | None = None  # `host:port` that the management API listens on
 
     @property
     def address(self) -> str | None:
@@ -112,6 +113,7 @@ class Presence:
             phase=self.snapshot.phase.value,
             started_at=time.time(),
             metrics_address=self.address,
+            grpc_address=self.grpc_address,
         )
 
     def beat(self, cursor: Cursor) -> None:
@@ -122,6 +124,7 @@ class Presence:
             self.instance,
             snapshot.phase.value,
             metrics_address=self.address,
+            grpc_address=self.grpc_address,
             status=json.loads(snapshot.to_json()),
         )
         if not known:

@@ -22,6 +22,8 @@ from relay.store.partitions import Partition
 from relay.store.repos import Transitions
 from relay.store.statements import Cursor
 from relay.supervisor.census import Census
+from relay.supervisor.chain import PUMP_EVERY_S, OperationChain
+from relay.supervisor.control import RelayControl
 from relay.supervisor.covering import filter_text
 from relay.supervisor.discovery import Discovery, Sources, Then, collection_origin
 from relay.supervisor.enumerating import enumeration_into
@@ -29,6 +31,7 @@ from relay.supervisor.firstseq import ask_position, await_cursor
 from relay.supervisor.handed_over import LOOK_EVERY_S as HANDED_OVER_EVERY_S
 from relay.supervisor.handed_over import HandedOver
 from relay.supervisor.live import Follow
+from relay.supervisor.management import Management
 from relay.supervisor.observer import Observer
 from relay.supervisor.patience import store_patiently
 from relay.supervisor.reconcile import Reconciler
@@ -155,8 +158,11 @@ class Service:
             listing=work.listing,
             reconcile=reconciler.view,
         )
-        self._plug(work, reconciler, asking, begun)
-        with session.working(machine, observer, work.census, place, beside):
+        refilter = self._plug(work, reconciler, asking, begun)
+        chain = OperationChain(session.database, machine.engine.post, machine.delivery)
+        machine.engine.every(PUMP_EVERY_S, chain.pump)
+        management = Management(session, RelayControl(session, machine, observer, refilter), chain)
+        with session.working(machine, observer, work.census, place, beside, management):
             return session.wait(observer, place, is_over=lambda: False)
 
     # --- before -------------------------------------------------------------------------------------------------------------
@@ -223,7 +229,10 @@ class Service:
 
     # --- while it runs --------------------------------------------------------------------------------------------------------
 
-    def _plug(self, work: _Work, reconciler: Reconciler, asking: _Asking, begun: _Begun) -> None:
+    def _plug(
+        self, work: _Work, reconciler: Reconciler, asking: _Asking, begun: _Begun
+    ) -> Callable[[NsidFilter], None]:
+        """Return what has stored repos compared with another filter."""
         machine, session = work.machine, self._session
 
         def moved(transitions: Transitions) -> None:
@@ -238,25 +247,35 @@ class Service:
                 moved,
             )
 
-        widening = Widening(
-            machine.tasks,
-            session.clock,
-            self._filter,
-            begun.stored.filter_compared,
-            lambda count: moved({(RepoState.SYNCED, RepoState.PENDING): count}),
-        )
+        def widening(wanted: NsidFilter, compared: str | None) -> Widening:
+            return Widening(
+                machine.tasks,
+                session.clock,
+                wanted,
+                compared,
+                lambda count: moved({(RepoState.SYNCED, RepoState.PENDING): count}),
+            )
+
+        comparing = [widening(self._filter, begun.stored.filter_compared)]
+
+        def refilter(wanted: NsidFilter) -> None:
+            work.wanted = wanted
+            comparing[0].is_over = True
+            comparing[0] = widening(wanted, None)
+
         engine = machine.engine
         engine.every(HANDED_OVER_EVERY_S, work.handed_over.look)
         engine.every(QUARANTINED_EVERY_S, retry_quarantined)
-        engine.every(WIDENING_EVERY_S, widening.look)
+        engine.every(WIDENING_EVERY_S, lambda: comparing[0].look())
         engine.every(RECONCILER_EVERY_S, lambda: asking.look(machine, reconciler, session.start_beside))
+        return refilter
 
 
 class _Work:
     """What a service enumerates: its own discovery, and those of batches that were handed over."""
 
     def __init__(self, session: Session, machine: Machine, wanted: NsidFilter, origins: tuple[str, ...]) -> None:
-        self._session, self.machine, self._wanted, self._origins = session, machine, wanted, origins
+        self._session, self.machine, self.wanted, self._origins = session, machine, wanted, origins
         self.first: Discovery | None = None
         self.census = Census(machine.keeper, machine.tasks, None, lambda: self.listing().running)
         self.handed_over = HandedOver(
@@ -273,7 +292,7 @@ class _Work:
         first: Callable[[threading.Event], bool],
     ) -> Discovery:
         enumeration = enumeration_into(
-            self._session, self.machine, self.census, batch=batch, wanted=self._wanted, origins=origins
+            self._session, self.machine, self.census, batch=batch, wanted=self.wanted, origins=origins
         )
         return Discovery(enumeration, sources, first=first, then=then, on_death=self._session.died, name=name)
 

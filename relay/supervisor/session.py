@@ -82,6 +82,21 @@ class Reporter(Protocol):
         """In a signal handler, right before the process ends without unwinding."""
 
 
+class Doors(Protocol):
+    """Another port of ours; the main thread's."""
+
+    @property
+    def address(self) -> str | None: ...
+    def listen(self, *, required: bool) -> None:
+        """Raises CannotListen when `required`."""
+
+    def look(self) -> None:
+        """Called about four times a second."""
+
+    def renew(self) -> None: ...
+    def close(self) -> None: ...
+
+
 class Interrupted(Exception):
     """The operator asked us to stop."""
 
@@ -114,6 +129,10 @@ class Session:
         self._beside: list[Service] = []
         self._is_draining = False
         self._beat_at = 0.0
+        self._doors: Doors | None = None
+        self.may_enumerate = threading.Event()
+        self.may_enumerate.set()
+        self.look_at_notices: Callable[[], None] = lambda: None  # in the engine's thread
         self._manager = ServiceManager.of_environment(os.environ)
         self._alive_at = 0.0
 
@@ -166,7 +185,7 @@ class Session:
         ended = {"interrupted": False}
 
         def waiting(holder: Holder | None, trouble: str | None) -> None:
-            if self._signals.wait(0.0) is not None:
+            if self._stop_asked(0.0):
                 ended["interrupted"] = True
                 stop.set()
                 return
@@ -233,7 +252,7 @@ class Session:
             name,
             once,
             epoch=self.epoch,
-            stopped_within=lambda seconds: self._signals.wait(seconds) is not None,
+            stopped_within=self._stop_asked,
             waiting=waiting,
         )
         if stored is None:
@@ -265,7 +284,13 @@ class Session:
 
     @contextmanager
     def working(
-        self, machine: Machine, observer: Observer, census: Census, place: Workplace, beside: Sequence[Service] = ()
+        self,
+        machine: Machine,
+        observer: Observer,
+        census: Census,
+        place: Workplace,
+        beside: Sequence[Service] = (),
+        management: Doors | None = None,
     ) -> Iterator[None]:
         """The machine runs, and `beside` it threads that feed it; left, everything is stopped along the flow.
 
@@ -273,12 +298,17 @@ class Session:
         """
         self.presence.plug(machine, observer)
         self.presence.listen(required=not self.stood_by)
+        self._doors = management
+        if management is not None:
+            management.listen(required=not self.stood_by)
         self.store("register", self.presence.beat)
         self._plug(machine, observer, census)
         machine.start()
         for service in beside:
             self.start_beside(service)
         shown = {"ingesters": ", ".join(place.addresses)}
+        if management is not None:
+            shown = {"grpc": management.address or "not served", **shown}
         self.reporter.started({"metrics": self.presence.address or "not served", **shown})
         self._manager.ready()
         try:
@@ -286,6 +316,8 @@ class Session:
         finally:
             self._manager.stopping()
             observer.phase = Phase.DRAINING
+            if management is not None:
+                management.close()
             deadline = time.monotonic() + self.settings.relay.shutdown_timeout_sec
             with self._changing:
                 self._is_draining = True
@@ -308,8 +340,10 @@ class Session:
     def wait(self, observer: Observer, place: Workplace, *, is_over: Callable[[], bool]) -> str | None:
         """Return None when `is_over()`, or why it cannot go on. Raises Interrupted."""
         while True:
-            if self._signals.wait(WAIT_S) is not None:
+            if self._stop_asked(WAIT_S):
                 raise Interrupted
+            if self._doors is not None:
+                self._doors.look()
             if not self._deaths.empty():
                 name, exc = self._deaths.get()
                 return str(exc) if isinstance(exc, RelayError) else f"{name}: {type(exc).__name__}: {exc}"
@@ -332,6 +366,15 @@ class Session:
         if code == HTTPStatus.OK:
             self._manager.alive()
 
+    def _stop_asked(self, timeout_s: float) -> bool:
+        """Wait for a signal that asks us to stop. SIGHUP does not: files that may have been renewed are read again."""
+        number = self._signals.wait(timeout_s)
+        if number == signal.SIGHUP:
+            if self._doors is not None:
+                self._doors.renew()
+            return False
+        return number is not None
+
     def _plug(self, machine: Machine, observer: Observer, census: Census) -> None:
         """What the engine does now and then, whatever the command."""
 
@@ -349,6 +392,7 @@ class Session:
 
         beside = Notices(machine.keeper, machine.tasks, changed, machine.scheduler.look_for_tells)
         requeueing = Requeueing(machine.keeper, machine.tasks, self.clock, machine.delivery.offer)
+        self.look_at_notices = beside.look
         machine.engine.every(NOTICES_EVERY_S, beside.look)
         machine.engine.every(REQUEUED_EVERY_S, requeueing.look)
         machine.engine.every(LOOK_EVERY_S, look)

@@ -79,6 +79,7 @@ class Machine:
         self.nsid_filter = nsid_filter
         self.operator_origins = operator_origins
         self.ingester_changes = 0
+        self.tail_paused = False  # by an operator: nothing more is read
         self.cars = Arena("relay-cars", self.plan.car_slots, self.plan.car_slot_bytes)
         self.operations = Arena("relay-operations", self.plan.operation_slots, self.plan.operation_slot_bytes)
         self.gate = HostGate(HostTable(HostPolicy.from_settings(settings.backfiller)), self.clock)
@@ -189,7 +190,9 @@ class Machine:
                 operator_origins=operator_origins,
                 limits=_limits(settings),
                 max_operation_bytes=settings.grpc.max_message_size - MESSAGE_OVERHEAD_BYTES,
-                blocked=lambda: self.live_lane.is_blocked or self.keeper.waiting >= MOST_TO_STORE,
+                blocked=lambda: self.tail_paused
+                or self.live_lane.is_blocked
+                or self.keeper.waiting >= MOST_TO_STORE,
                 send=self.children.send_verify,
                 resolve=self.pipeline.resolve,
                 on_death=on_death,
@@ -214,6 +217,13 @@ class Machine:
         self.engine.post(self.scheduler.look_for_tells)
         if self.live is not None:
             self.live.tailer.start()
+
+    def set_filter(self, wanted: NsidFilter) -> None:
+        """From now on these collections are wanted; repos that do not cover them are fetched again. In the engine's thread."""
+        self.nsid_filter = wanted
+        if self.live is not None:
+            self.live.sequencer.set_wanted(wanted.patterns)
+        self.keeper.change_filter(wanted)
 
     def tail_view(self) -> TailView | None:
         """What the live half is doing; None: no stream is followed. Any thread."""

@@ -90,6 +90,10 @@ class VerifySeats:
         self._number = 0
         self.cpu_s = 0.0
 
+    def set_wanted(self, patterns: Sequence[str]) -> None:
+        """Deliver records of these collections from now on."""
+        self._wanted = list(patterns)
+
     @property
     def frames(self) -> int:
         """How many frames are with the workers, or wait for them."""

@@ -245,6 +245,10 @@ class Sequencer:
                 CursorChange(upstream=self.upstream, seq=cursor, time_us=self._mark.cursor_time_us)
             )
 
+    def set_wanted(self, patterns: Sequence[str]) -> None:
+        """Deliver records of these collections from now on; frames that the workers have already go by the old ones."""
+        self._seats.set_wanted(patterns)
+
     def stop_taking(self) -> None:
         """Forget what is not sequenced, and take nothing more: a start reads it again. What is being proved goes on."""
         self._is_stopping = True
