@@ -55,6 +55,7 @@ _SETTLES_S = 20.0  # what is stored at rest and not told yet
 _LINES = 25
 _TELL_EVERY_S = 5.0
 _MURMUR_EVERY_S = 1.0
+_LOOK_EVERY_S = 3.0
 _SHOWN_DIDS = 3
 
 
@@ -225,7 +226,7 @@ class LiveWorld:
     def wait_for(self, seq: int, *, deadline_s: float = 60.0) -> None:
         """Wait until the stored cursor is at `seq` and nothing is unfinished; a relay that ended in good order is a failure."""
         last: dict[str, Any] = {}
-        began = told_at = time.monotonic()
+        began = told_at = looked_at = time.monotonic()
 
         def is_at_rest() -> bool:
             assert self.relay.is_running(), f"the relay has ended: {self.relay}"
@@ -236,6 +237,11 @@ class LiveWorld:
             left = unfinished(status, seq)
             if left:
                 self._murmur()
+            nonlocal looked_at
+            if left and not unfinished(dict(status, repos={}), seq) and time.monotonic() - looked_at > _LOOK_EVERY_S:
+                # Counts are kept in memory, and corrected every half a minute: what is stored is what counts.
+                looked_at = time.monotonic()
+                return not self._unfinished_rows()
             nonlocal told_at
             if left and time.monotonic() - told_at > _TELL_EVERY_S:
                 told_at = time.monotonic()
@@ -323,13 +329,21 @@ class LiveWorld:
         yield from self._shown("repos", "show", did)
 
     def _unfinished_repos(self) -> str:
-        lines = [
-            line for line in self._shown("repos", "list", "--json") if any(f'"{state}"' in line for state in UNFINISHED)
-        ]
+        lines = self._unfinished_rows()
         dids = re.findall(r"did:[\w:%.-]+", "\n".join(lines[:_SHOWN_DIDS]))
         log = self.relay.err[-_LINES:]
         return "\n".join(
             [self.summary(), *lines[:_LINES], *(line for did in dids for line in self._story(did)), "--- log", *log]
+        )
+
+    def _unfinished_rows(self) -> list[str]:
+        """Return those lines of `repos list --json` that are not at rest; one that says so when there is no answer."""
+        lines = self._shown("repos", "list", "--json")
+        rows = [line for line in lines if line.startswith("  {")]
+        return (
+            [line for line in rows if any(f'"state":"{state}"' in line for state in UNFINISHED)]
+            if rows
+            else ["  no rows"]
         )
 
     def _shown(self, *arguments: str) -> list[str]:
