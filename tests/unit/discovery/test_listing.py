@@ -359,3 +359,36 @@ def test_a_stop_ends_a_long_back_off_at_once() -> None:
     running.request_stop()
     thread.join(10)
     assert results == [True]
+
+
+def test_while_it_is_paused_no_page_is_asked_for_and_it_goes_on_or_stops_from_there() -> None:
+    network = FakeNetwork({origin("a"): dids("a", 5)})
+    may_go, asked_once = threading.Event(), threading.Event()
+    may_go.set()
+
+    def pause_after_first(page: RepoPage, _name: str, cursor: str | None) -> RepoPage:
+        if cursor is None:
+            may_go.clear()
+            asked_once.set()
+        return page
+
+    network.reshape = pause_after_first
+    for goes_on in (True, False):
+        may_go.set()
+        asked_once.clear()
+        sink = MemorySink()
+        paused = Enumeration(network, gate(), sink, batch=1, policy=POLICY, may_go=may_go)
+        results: list[bool] = []
+        runs = threading.Thread(target=lambda: results.append(paused.enumerate_hosts([origin("a")]).stopped))  # noqa: B023
+        runs.start()
+        assert asked_once.wait(10)
+        runs.join(0.4)  # long enough for the other pages
+        assert runs.is_alive()
+        assert list(sink.dids) == dids("a", 2)
+        if goes_on:
+            may_go.set()
+        else:
+            paused.request_stop()
+        runs.join(10)
+        assert results == [not goes_on]
+        assert list(sink.dids) == dids("a", 5 if goes_on else 2)

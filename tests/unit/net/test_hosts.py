@@ -52,6 +52,21 @@ def test_the_rate_holds_over_time() -> None:
     assert started == pytest.approx(30 + 10 * 10, abs=1)
 
 
+def test_a_hosts_own_limits_hold_for_it_alone_from_now_on_until_they_are_taken_back() -> None:
+    hosts = table()
+    ask(hosts, 0.0, Outcome.SUCCESS)
+    hosts.limit(HOST, HostPolicy(requests_per_s=1, burst=1, connections=1, breaker_s=10), 0.0)
+    assert hosts.try_start(HOST, 0.0)
+    assert not hosts.try_start(HOST, 5.0), "one connection"
+    hosts.finished(HOST, 5.0, Outcome.SUCCESS)
+    assert hosts.try_start(HOST, 5.0)
+    hosts.finished(HOST, 5.0, Outcome.SUCCESS)
+    assert not hosts.try_start(HOST, 5.5), "one a second"
+    assert all(hosts.try_start("https://other.example", 5.5) for _ in range(4))
+    hosts.limit(HOST, None, 5.5)
+    assert all(hosts.try_start(HOST, 5.5) for _ in range(4))
+
+
 def test_retry_after_is_obeyed_to_the_letter() -> None:
     hosts = table()
     ask(hosts, 0.0, Outcome.LIMITED, HostFacts(retry_after_s=120))

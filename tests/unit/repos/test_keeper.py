@@ -207,6 +207,34 @@ def test_a_repo_at_rest_stays_for_the_stream_and_gives_way_to_a_newer_row() -> N
     assert again.row.rev == "3k2"
 
 
+def test_rows_that_others_wrote_are_forgotten_at_rest_and_told_to_those_in_work() -> None:
+    keeper, _, _ = made(follows=True)
+    rests, works = "did:plc:rests", "did:plc:works"
+    (resting,) = keeper.take([a_synced_row(did=rests)])
+    keeper.release(resting)
+    (working,) = keeper.take([a_synced_row(did=works)])
+    look = keeper.begin_look()
+    assert keeper.others_wrote([rests, works, "did:plc:unknown"]) == [working]
+    assert keeper.residents == {works: working}
+    late = [a_synced_row(did=rests), a_synced_row(did="did:plc:other")]
+    assert [row.did for row in keeper.end_look(look, late)] == ["did:plc:other"], "the answer may be from before"
+
+
+def test_another_filter_reaches_those_in_work_at_once_and_those_at_rest_when_they_are_loaded() -> None:
+    keeper, _, _ = made(follows=True)
+    rests, works = "did:plc:rests", "did:plc:works"
+    covers = ",".join(WANTED.patterns)
+    (resting,) = keeper.take([a_synced_row(did=rests, covers=covers)])
+    keeper.release(resting)
+    (working,) = keeper.take([a_synced_row(did=works, covers=covers)])
+    keeper.change_filter(NsidFilter.parse(("app.bsky.feed.",)))
+    assert (working.row.state, working.row.covers) == (S.SYNCED, "app.bsky.feed.")
+    keeper.change_filter(NsidFilter(()))
+    assert (working.row.state, working.row.reason) == (S.PENDING, "filter")
+    (loaded,) = keeper.take([a_synced_row(did=rests, covers=covers)])
+    assert (loaded.row.state, loaded.row.reason) == (S.PENDING, "filter")
+
+
 def test_as_many_stay_at_rest_as_may_and_not_for_long() -> None:
     keeper, _, _ = made(follows=True, resting_kept=2)
     for number in range(4):
