@@ -107,7 +107,7 @@ def test_a_quarantined_repo_is_tried_again_by_itself(make_scene: MakeScene) -> N
     scene.change(
         f"UPDATE repo SET state = 'quarantined', reason = 'bad_car', retry_at = now() - interval '1 second' WHERE did = '{did}'"
     )
-    program = scene.start("run")
+    program = scene.start("tail")  # `run` lists it, and that alone has it tried again
     wait_until(lambda: scene.rows()[did].state == "synced", f"tried again: {program}")
     end(program)
     assert scene.select(f"SELECT retries FROM repo WHERE did = '{did}'") == [(1,)]
