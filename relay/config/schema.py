@@ -153,6 +153,7 @@ class DeliverySettings:
     tls_ca: str = setting("", help="CA file: speak TLS to ingesters")
     tls_cert: str = setting("", help="our certificate file, for mutual TLS")
     tls_key: str = setting("", help="our key file, for mutual TLS")
+    token_file: str = setting("", help="file with the token that ingesters ask for: another relay's grpc.token_file")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,11 +26,13 @@ class Connector:
 
     def __init__(self, delivery: DeliverySettings, grpc_settings: GrpcSettings, relay: RelaySettings) -> None:
         self._files = (delivery.tls_ca, delivery.tls_cert, delivery.tls_key)
-        self.metadata = (
+        self.metadata: tuple[tuple[str, str], ...] = (
             # gRPC metadata are printable ASCII.
             ("relay-name", quote(relay.name, safe=" !#$&'()*+,/:;=?@[]")),
             ("relay-version", __version__),
         )
+        if delivery.token_file:
+            self.metadata += (("authorization", f"Bearer {_load_token(delivery.token_file)}"),)
         self._options: list[tuple[str, int | str]] = [
             # A channel is made anew for each attempt: no connection, back-off or address of an earlier one may live on.
             ("grpc.use_local_subchannel_pool", 1),
@@ -72,6 +74,16 @@ class Connector:
                 raise ConfigError(f"delivery.{key}: cannot read {path!r}: {exc.strerror}") from exc
         ca, cert, key_bytes = read
         return grpc.ssl_channel_credentials(root_certificates=ca, private_key=key_bytes, certificate_chain=cert)
+
+
+def _load_token(path: str) -> str:
+    try:
+        token = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"delivery.token_file: cannot read {path!r}: {exc}") from exc
+    if not (token and token.isascii() and token.isprintable()):
+        raise ConfigError(f"delivery.token_file: {path!r} holds no token: printable ASCII characters in one line")
+    return token
 
 
 def stream_method(channel: grpc.Channel) -> StreamMethod:

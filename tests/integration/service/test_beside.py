@@ -121,3 +121,18 @@ def test_a_requeued_operation_reaches_the_ingester_and_never_overwrites_a_newer_
     wait_until(lambda: not scene.letters(), f"no letter is left: {scene.letters()}")
     until_equal(scene, program, "what was refused is there, and nothing older than what came after it")
     end(program)
+
+
+def test_what_is_refused_again_is_a_letter_again_and_is_not_sent_for_ever(make_scene: MakeScene) -> None:
+    scene = make_scene(accounts=3, inactive_share=0.0)
+    _ingester(scene, "127.0.0.1:0", "--fault", r"reject-match=CREATE .*feed\.post")
+    scene.backfill("--all")
+    count = len(scene.letters())
+    assert count, "the fault fired"
+    program = scene.start("tail", "--log-level", "info")
+    program.wait_for_line("firehose_connected")
+    assert f"{count} to be sent again" in _do(scene, "deadletter", "requeue", "--all")
+    attempts = "SELECT attempts, requeued_at IS NULL FROM dead_letter"
+    wait_until(lambda: scene.select(attempts) == [(2, True)] * count, "each is refused once more")
+    end(program)
+    assert scene.select(attempts) == [(2, True)] * count

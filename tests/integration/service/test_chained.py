@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import grpc
@@ -23,7 +24,7 @@ from tests.support.waiting import wait_until
 class Second:
     """The second relay: it follows no stream, has a database of its own, and an ingester that checks the order."""
 
-    def __init__(self, scene: Scene, dsn: str, *faults: str) -> None:
+    def __init__(self, scene: Scene, dsn: str, *faults: str, env: Mapping[str, str] | None = None) -> None:
         self._scene = scene
         self.sink = f"sqlite://{scene.folder / 'behind.sqlite'}"
         words = [word for fault in faults for word in ("--fault", fault)]
@@ -35,6 +36,7 @@ class Second:
             "INGESTER_ADDRESSES": self.ingester.wait_for_line(r"^listening on (\S+)")[1],
             "RELAY_NAME": "second",
             "GRPC_PORT": "0",
+            **dict(env or {}),
         }
         self.program = self.start()
         self.address = self._address()
@@ -62,8 +64,10 @@ class Second:
 
 
 @pytest.fixture
-def second_dsn(postgres_server: Server) -> str:
-    return postgres_server.dsn(postgres_server.create(TEMPLATE))
+def second_dsn(postgres_server: Server) -> Iterator[str]:
+    name = postgres_server.create(TEMPLATE)
+    yield postgres_server.dsn(name)
+    postgres_server.drop(name)
 
 
 def test_what_the_first_fetches_and_follows_arrives_behind_the_second_in_order(
@@ -136,3 +140,26 @@ def test_sighup_does_not_end_it(make_scene: MakeScene, second_dsn: str) -> None:
     second.program.wait_for_line("grpc_files_renewed")
     assert second.program.is_running()
     end(second.program)
+
+
+def test_the_second_asks_the_first_for_its_token(make_scene: MakeScene, second_dsn: str) -> None:
+    scene = make_scene(accounts=3, inactive_share=0.0)
+    token = scene.folder / "token"
+    token.write_text("correct-horse-battery\n")
+    second = Second(scene, second_dsn, env={"GRPC_TOKEN_FILE": str(token)})
+    # Without it the first one's ingester is away: nothing is delivered, and nothing is given up.
+    first = scene.start("run", "--log-level", "info", env={"RELAY_SHUTDOWN_TIMEOUT_SEC": "1"})
+    first.wait_for_line(r"ingester_away.*token")
+    end(first)
+    assert not read_sink(second.sink)
+    scene.backfill("--all", env={"DELIVERY_TOKEN_FILE": str(token)})
+    assert not second.differences()
+    end(second.program)
+
+
+def test_off_loopback_without_a_token_it_does_not_start(make_scene: MakeScene) -> None:
+    scene = make_scene(accounts=1)
+    program = scene.start("run", env={"GRPC_HOST": "0.0.0.0"})
+    assert program.wait() == 2, str(program)
+    assert "grpc.token_file" in "\n".join(program.err)
+    assert "Traceback" not in str(program)

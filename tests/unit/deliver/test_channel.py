@@ -33,3 +33,20 @@ def test_a_client_certificate_needs_its_key_and_a_ca() -> None:
         connector(tls_cert="c.pem", tls_key="k.pem")
     with pytest.raises(ConfigError, match="belong together"):
         connector(tls_ca="ca.pem", tls_cert="c.pem")
+
+
+def test_a_token_goes_with_every_stream_and_one_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("correct-horse-battery\n")
+
+    def metadata() -> dict[str, str]:
+        return dict(Connector(DeliverySettings(token_file=str(file)), GrpcSettings(), RelaySettings()).metadata)
+
+    assert metadata()["authorization"] == "Bearer correct-horse-battery"
+    for content in ("", "two\nlines"):
+        file.write_text(content)
+        with pytest.raises(ConfigError, match="holds no token"):
+            metadata()
+    file.unlink()
+    with pytest.raises(ConfigError, match=r"delivery\.token_file: cannot read"):
+        metadata()
