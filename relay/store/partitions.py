@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -81,6 +83,18 @@ def store_filter(cur: Cursor, in_force: str) -> None:
 def store_filter_compared(cur: Cursor, compared: str | None) -> None:
     """Say that every synced repo has been compared with this filter; None: not any more."""
     cur.execute(_SQL["store_filter_compared"], {"filter": compared})
+
+
+def read_shards(cur: Cursor) -> list[list[str]] | None:
+    """Return the lists of ingesters with which something may have been delivered; None: none that keep shards of their own."""
+    cur.execute(_SQL["read_shards"])
+    shards: list[list[str]] | None = one(cur)[0]
+    return shards
+
+
+def store_shards(cur: Cursor, lists: Sequence[Sequence[str]]) -> None:
+    """Say with which lists of ingesters something may have been delivered; in a fenced transaction."""
+    cur.execute(_SQL["store_shards"], {"shards": json.dumps([list(each) for each in lists])})
 
 
 def try_lock(cur: Cursor) -> bool:

@@ -18,6 +18,7 @@ from relay.supervisor.enumerating import enumeration_into
 from relay.supervisor.firstseq import store_first_cursor
 from relay.supervisor.handing_over import HandingOver
 from relay.supervisor.observer import Observer
+from relay.supervisor.resharding import reshard
 from relay.supervisor.session import Interrupted, Reporter, Session, Workplace
 from relay.supervisor.wiring import Machine, operator_origins
 
@@ -54,6 +55,7 @@ class BackfillRun:
     def _work(self, place: Workplace) -> None:
         settings, session, targets = self._settings, self._session, self._targets
         batch = session.store("begin", self._begin)
+        reshard(session.store, settings.delivery, place.addresses, session.clock.now)
         origins = operator_origins(settings, targets.hosts)
         machine = Machine(
             settings,

@@ -35,6 +35,7 @@ from relay.supervisor.management import Management
 from relay.supervisor.observer import Observer
 from relay.supervisor.patience import store_patiently
 from relay.supervisor.reconcile import Reconciler
+from relay.supervisor.resharding import reshard
 from relay.supervisor.resume import Resume, where_to_resume
 from relay.supervisor.session import Interrupted, Reporter, Session, Workplace
 from relay.supervisor.widening import Widening
@@ -99,6 +100,7 @@ class Service:
     def _work(self, place: Workplace) -> str | None:
         settings, session = self._settings, self._session
         begun = session.store("begin", self._begin)
+        reshard(session.store, settings.delivery, place.addresses, session.clock.now)
         resume = begun.resume
         if resume is not None and resume.cursor is None and self._command == "run":
             resume = self._first_cursor(resume)

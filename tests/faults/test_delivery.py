@@ -230,3 +230,18 @@ def test_a_rolling_restart_of_three(network: SimProcess, stage: Stage, seconds: 
             turns += 1
         print(f"{turns} restarts")
         end(world)
+
+
+def test_an_ingester_more_where_each_keeps_its_own_shard(network: SimProcess, stage: Stage) -> None:
+    with DeliveryWorld(stage, network, ingesters=2, env={"DELIVERY_FAILOVER_AFTER_SEC": "0"}) as world:
+        world.start("tail", INGESTER_ADDRESSES=world.seats[0].address)
+        world.catch_up()
+        world.stop()
+        world.start("backfill", "--all", INGESTER_ADDRESSES=world.seats[0].address)
+        assert world.relay.wait(RESTS_S) == 0, str(world.relay)
+        assert world.seats[1].witness.operations() == 0
+        begin(world)
+        moved = world.relay.wait_for_line(r"shards_compared repos_moved=(\d+)")
+        assert int(moved[1]) > 0
+        wait_until(lambda: world.seats[1].witness.operations() > 0, "the new ingester gets what is its own now")
+        end(world)

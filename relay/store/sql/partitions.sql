@@ -62,3 +62,9 @@ WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE da
 SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_locks
 WHERE locktype = 'relation' AND relation = 'partition'::regclass AND mode = 'RowShareLock' AND granted
   AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND pid <> pg_backend_pid();
+
+-- read_shards() -> shards      called at start where ingesters keep their own shards
+SELECT shards FROM partition WHERE id = 0;
+
+-- store_shards(shards)      called at start where ingesters keep their own shards, before anything is delivered
+UPDATE partition SET shards = %(shards)s::jsonb WHERE id = 0;
