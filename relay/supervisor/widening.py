@@ -41,6 +41,9 @@ class Widening:
         after, now = self._after, self._clock.now()
 
         def ask(cursor: Cursor) -> tuple[str | None, int]:
+            if not after:
+                # Repos that move on from now on may cover less than the filter before: until the end none is known to be compared.
+                partitions.store_filter_compared(cursor, None)
             page = sweeps.covers_above(cursor, after, PAGE)
             known = {covers for _, covers in page}
             lacking = self._insufficient(known)
