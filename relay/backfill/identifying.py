@@ -56,15 +56,18 @@ class Identifying:
         self._looking_up: dict[str, bool] = {}  # because of the stream; true: once more after the answer
 
     def is_fresh(self, work: Work) -> bool:
-        """Was its identity looked up a moment ago, so that asking again would tell nothing new?"""
-        # Also of one that was resolved for this work: it may have waited for its host for an hour since.
-        if work.identity is None:
+        """Was its document read for this very work, a moment ago, so that reading it again would tell nothing new?
+
+        Not when what we got was older than our question: the directory was away, or was asked about the DID too often.
+        """
+        if work.identity is None or work.identity.resolved_at < work.asked_at:
             return False
         return self._clock.now() - work.identity.resolved_at < FRESHLY_RESOLVED_S
 
     def ask(self, work: Work, *, force: bool) -> None:
         """Look the identity of a claimed work up; `force`: past every cache."""
         work.stage = Stage.RESOLVING
+        work.asked_at = self._clock.now()
         self.waiting += 1
         self._resolves.ask(work.did, force=force, then=functools.partial(self._work_answered, work))
 
@@ -205,11 +208,16 @@ class Identifying:
             if identity.resolved_at >= work.refused_at:
                 return self._endings.not_active(work, status, suspected.text)  # it lives nowhere else
             # An old document served, as the directory is away: what it says now is not known, so nobody is told of a deletion.
-            unknown = Failure(
-                reason="directory_away", blame=Blame.US, text=f"{work.did}: {suspected.text}, perhaps moved"
-            )
-            return self._endings.fail(work, unknown)
-        if before is None or before.signing_key == identity.signing_key:
-            return self._endings.fail(work, suspected)
-        self._downloads.add(work)
-        return None
+            return self._endings.fail(work, _not_known(work, suspected, "perhaps moved"))
+        if before is not None and before.signing_key != identity.signing_key:
+            self._downloads.add(work)
+            return None
+        if identity.resolved_at < work.refused_at:
+            # Whoever rotates its key must not be given up because the directory does not say so yet.
+            return self._endings.fail(work, _not_known(work, suspected, "perhaps with another key now"))
+        return self._endings.fail(work, suspected)
+
+
+def _not_known(work: Work, suspected: Failure, what: str) -> Failure:
+    """The document that could explain a failure cannot be had now: that is nobody's fault."""
+    return Failure(reason="directory_away", blame=Blame.US, text=f"{work.did}: {suspected.text}, {what}")

@@ -484,7 +484,7 @@ class Pipeline:
             return
         failure, work.failure = work.failure, None
         if failure.reason == "bad_signature" and not self._identifying.is_fresh(work):
-            work.suspected = failure
+            work.suspected, work.refused_at = failure, self._clock.now()
             self._identify(work, force=True)
             return
         self._endings.fail(work, failure)

@@ -42,6 +42,7 @@ class Work:
     check_mark: int = 0  # newest mark for a check before that
     stage: Stage = Stage.RESOLVING
     identity: Identity | None = None
+    asked_at: float = float("inf")  # wall seconds at which its document was asked for; never: it came from memory
     refused_at: float = (
         0.0  # wall seconds: its host said "not here"; a document from before then does not say where it is now
     )

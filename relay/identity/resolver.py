@@ -21,7 +21,7 @@ NEGATIVE_S = 300.0
 # One DID is asked about again at most so many times within the interval, however often somebody wants it fresh. More than once:
 # a key that was read a moment before it was rotated would else be taken for the present one for a minute.
 REFRESH_INTERVAL_S = 60.0
-REFRESHES = 5
+REFRESHES = 8
 # A directory that is away is left alone for a moment by each DID that has a stale entry.
 STALE_RETRY_S = 30.0
 

@@ -76,8 +76,9 @@ def test_metrics_are_what_network_database_and_ingester_counted(make_scene: Make
     assert seen.total("relay_rate_limit_waits_total") == 1
     assert 0.9 < seen.total("relay_rate_limit_wait_seconds_total") <= 1
     lookups = sum(count for name, count in requests.items() if name.startswith("plc/"))
-    # Each once; once more the one whose signature was bad, before its second attempt, and the inactive one, after its host said so.
-    assert seen.by("relay_identity_cache_total", "result")["miss"] == lookups == ACCOUNTS + 2
+    # Each once; again the one whose signature was bad, after that and before its second attempt; and the inactive one, after its
+    # host said so.
+    assert seen.by("relay_identity_cache_total", "result")["miss"] == lookups == ACCOUNTS + 3
     assert seen.by("relay_worker_restarts_total", "role") == {"worker": 1}
     assert seen.by("relay_worker_restarts_total", "reason") == {"killed": 1}
 

@@ -173,6 +173,7 @@ class Rehearsal:
         self.workers = {0: WorkerChild(), 1: WorkerChild()}
         self.killed: list[tuple[str, int]] = []
         self.stopped = False
+        self.document_age_s = 0.0
         wanted = NsidFilter.parse(("app.bsky.",))
         self.keeper = Keeper(
             cast(Checkpointer, self), self.clock, batch=BATCH, wanted=wanted, policy=policy, buffer_operations=100
@@ -351,6 +352,9 @@ class Rehearsal:
             return m.Resolved(account.did, None, None, None, now, "directory_away", "host", "429", 0.1, 2.0)
         if outcome == "garbage":
             return m.Resolved(account.did, None, None, None, now, "did_not_found", "repo", "no such DID", 0.1, None)
+        if self.document_age_s:  # it was asked too often: what it read before the key was rotated serves
+            read_at = now - self.document_age_s
+            return m.Resolved(account.did, "zOld", account.host, "a.test", read_at, None, None, None, 0.1, None)
         return m.Resolved(account.did, account.key, account.host, "a.test", now, None, None, None, 0.1, None)
 
     def _check(self, job: m.FetchCheck, account: Account) -> Any:

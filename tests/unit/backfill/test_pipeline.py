@@ -143,6 +143,23 @@ def test_an_active_repo_that_nobody_works_on_is_found(stage: Rehearsal) -> None:
     stage.run_to_the_end()
 
 
+def test_a_bad_signature_costs_no_attempt_while_the_directory_has_nothing_newer_to_say(stage: Rehearsal) -> None:
+    account = Account(did=DID, host=HOST, pieces=1)
+    stage.add(account, state=RepoState.PENDING)
+    stage.identities[DID] = Identity(
+        did=DID, signing_key="zOld", pds=HOST, handle=None, resolved_at=stage.clock.now() - 1
+    )
+    stage.document_age_s = 10.0
+    for _ in range(30):
+        settle(stage)
+        stage.clock.advance(6.0)
+    assert stage.db[DID].state is RepoState.PENDING
+    assert stage.db[DID].attempts == 0
+    stage.document_age_s = 0.0
+    stage.run_to_the_end()
+    assert stage.db[DID].state is RepoState.SYNCED
+
+
 def test_rows_that_were_read_before_they_were_stored_anew_are_left_out(crowded: Rehearsal) -> None:
     stage = crowded
     stage.add(Account(did=DID, host=HOST, pieces=1))
