@@ -190,9 +190,7 @@ class Machine:
                 operator_origins=operator_origins,
                 limits=_limits(settings),
                 max_operation_bytes=settings.grpc.max_message_size - MESSAGE_OVERHEAD_BYTES,
-                blocked=lambda: self.tail_paused
-                or self.live_lane.is_blocked
-                or self.keeper.waiting >= MOST_TO_STORE,
+                blocked=lambda: self.tail_paused or self.live_lane.is_blocked or self.keeper.waiting >= MOST_TO_STORE,
                 send=self.children.send_verify,
                 resolve=self.pipeline.resolve,
                 on_death=on_death,
