@@ -9,10 +9,10 @@ import pytest
 
 from relay.cli.exits import Exit
 from relay.cli.main import COMMANDS
-from relay.cli.repos import list_entry
 from relay.model import RepoState
 from relay.observe.metrics import Metrics
 from relay.observe.status import Phase, Rates, StatusSnapshot
+from relay.repos.shown import list_entry
 from relay.store.repos import RepoRow
 from relay.supervisor.resume import StartKind
 from relay.tail.reader import IncidentKind
