@@ -128,15 +128,26 @@ def test_without_an_incident_nothing_is_done_before_the_interval_is_over(service
     wait_until(lambda: service.passes() == 1, "the pass that is due")
 
 
-def test_an_interval_of_nothing_means_only_after_incidents(service: Service) -> None:
+def test_an_interval_of_nothing_means_only_after_incidents(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+    look = Reconciler._look
+    monkeypatch.setattr("relay.supervisor.reconcile.LOOK_EVERY_S", 0.05)
+
+    def counted(self: Reconciler) -> object:
+        looks.append(time.monotonic())
+        return look(self)
+
+    monkeypatch.setattr(Reconciler, "_look", counted)
     service.start(RECONCILE_INTERVAL_H="0")
     wait_until(lambda: _has_baseline(service), "its first look")
     with service.database.transaction("long ago") as cur:
         cur.execute("UPDATE reconcile SET finished_at = finished_at - interval '9999 hours'")
     service.stop()
+    seen = len(looks)
     reconciler = service.start(RECONCILE_INTERVAL_H="0")
+    wait_until(lambda: len(looks) > seen + 2, "looks that find nothing to do")
+    assert service.passes() == 0
     service.open()
-    reconciler.ask()
     wait_until(lambda: service.open_incidents() == 0, "the incident is closed")
     wait_until(lambda: not reconciler.view().running, "the end")
     assert service.passes() == 1
