@@ -1,7 +1,8 @@
 """Does the relay keep the order that it promised? (pure; `--check-order`, for tests of a relay)
 
 Judged within one stream: a new one may begin at any unacknowledged operation, so nothing is known of a DID before its first
-operation on the stream.
+operation on the stream. Commits are in the order of their revs, and so of their seqs; an ACCOUNT or IDENTITY has a time, which does not
+fall. Between the two there is no order: a commit that waits for its repo's snapshot comes after an IDENTITY that was told at once.
 """
 
 from __future__ import annotations
@@ -56,13 +57,15 @@ class OrderChecker:
 
 
 def _time_problem(repo: _Repo, op: pb.Operation) -> str:
-    if op.seq:
+    if op.seq and op.type in _RECORD_TYPES:
         if op.seq < repo.seq:
             return f"seq {op.seq} after {repo.seq}"
         repo.seq = op.seq
     if op.type == pb.ACCOUNT:
         last = repo.status_time_us
         repo.status_time_us = op.time_us
+        if not op.account.active:
+            repo.snapshot_rev = None  # it ends a snapshot that runs
         if last is not None and op.time_us < last:
             return f"time_us {op.time_us} after {last}"
     if op.type == pb.IDENTITY:

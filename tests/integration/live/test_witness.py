@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from relay.ingester.order import OrderChecker
 from relay.pb import ingester_pb2 as pb
 from tests.support.witness import StreamJudge
 
@@ -67,3 +70,38 @@ def test_what_is_allowed_is_no_violation(operations: list[pb.Operation]) -> None
 )
 def test_each_disorder_is_told(operations: list[pb.Operation], why: str) -> None:
     assert problems(*operations)[0] == why
+
+
+def of_snapshot(kind: pb.OperationType, rev: str) -> pb.Operation:
+    return pb.Operation(type=kind, did=DID, rev=rev, source=pb.BACKFILL)
+
+
+REVS = st.sampled_from("abcd")
+OPERATIONS = st.one_of(
+    st.builds(live, REVS, st.integers(1, 5), st.sampled_from([pb.CREATE, pb.UPDATE, pb.DELETE])),
+    st.builds(of_snapshot, st.sampled_from([pb.REPO_BEGIN, pb.CREATE, pb.CREATE, pb.REPO_END]), REVS),
+    st.builds(
+        lambda kind, time_us, seq, active: pb.Operation(
+            type=kind, did=DID, time_us=time_us, seq=seq, source=pb.FIREHOSE, account=pb.AccountStatus(active=active)
+        ),
+        st.sampled_from([pb.ACCOUNT, pb.IDENTITY]),
+        st.integers(1, 3),
+        st.integers(0, 5),
+        st.booleans(),
+    ),
+)
+
+
+@given(st.lists(OPERATIONS, max_size=12))
+def test_the_checker_of_the_reference_ingester_finds_the_same_disorder_at_the_same_operation(
+    operations: list[pb.Operation],
+) -> None:
+    judge, checker = StreamJudge(), OrderChecker()
+    for op in operations:
+        told = judge.watch(op)
+        checker.observe([op])
+        if told.startswith("REPO_END tells") or "a second time" in told:
+            return  # only the witness counts, and remembers which seq a rev had
+        assert bool(told) == bool(checker.violations), f"witness: {told!r}, checker: {checker.first!r}"
+        if told:
+            return

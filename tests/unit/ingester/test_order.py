@@ -51,6 +51,9 @@ def check(*operations: pb.Operation) -> OrderChecker:
         [begin("3ka"), piece("3ka"), begin("3kb"), piece("3kb"), end("3kb")],  # interrupted, and again
         [begin("3ka"), piece("3ka"), account(1), begin("3ka"), end("3ka"), account(2)],
         [live("3kb"), op(pb.CREATE, "3ka", did="did:plc:other", source=pb.FIREHOSE)],
+        # The commit was buffered while its repo was fetched; who somebody is was told at once.
+        [begin("3ka"), end("3ka"), op(pb.IDENTITY, seq=1548, source=pb.FIREHOSE, time_us=9), live("3kb", 1459)],
+        [live("3ka", 5), op(pb.ACCOUNT, seq=9, source=pb.FIREHOSE, time_us=9), live("3kb", 7)],
     ],
 )
 def test_what_a_relay_may_do_is_no_violation(run: list[pb.Operation]) -> None:
