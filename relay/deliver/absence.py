@@ -1,6 +1,8 @@
-"""When does an ingester lose its DIDs, and when does it get them back? (pure)"""
+"""When does an ingester lose its DIDs, when does it get them back, and when may one that is removed go? (pure)"""
 
 from __future__ import annotations
+
+import enum
 
 FIRST_PROBATION_S = 60.0
 LONGEST_PROBATION_S = 900.0
@@ -54,3 +56,37 @@ class Absence:
         """It is taken back."""
         self._failed_over_at = None
         self._batches_at_return = acknowledged_batches
+
+    def joins(self) -> None:
+        """It was never there: it gets its DIDs as soon as it is healthy."""
+        self._failed_over_at = 0.0
+
+
+class Step(enum.Enum):
+    """What is to be done with an ingester that is removed."""
+
+    KEEP = "keep"  # it works on: nobody else is there
+    AWAIT = "await"  # nothing more is written to it; what it has may be acknowledged
+    GO = "go"  # the others get what is left
+
+
+class Departure:
+    """One ingester that is removed. It goes when another is there, and what was written to it is acknowledged; at once when it is away,
+    and after `patience_s` in any case: the others then get what may be stored already, which does no harm."""
+
+    def __init__(self, patience_s: float) -> None:
+        self._patience_s = patience_s
+        self._waits_since: float | None = None
+
+    def look(self, now: float, *, is_healthy: bool, is_awaited: bool, is_another_there: bool) -> Step:
+        """Call at every look. `is_awaited`: something that was written to it is not acknowledged."""
+        if not is_another_there:
+            self._waits_since = None
+            return Step.KEEP
+        if not is_healthy:
+            return Step.GO
+        if self._waits_since is None:
+            self._waits_since = now
+            return Step.AWAIT
+        is_over = not is_awaited or now - self._waits_since >= self._patience_s
+        return Step.GO if is_over else Step.AWAIT

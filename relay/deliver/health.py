@@ -22,6 +22,7 @@ class Away(enum.StrEnum):
     FAILED_OVER = (
         "failed_over"  # away for delivery.failover_after_sec: others have its DIDs, until it may have them back
     )
+    LEAVING = "leaving"  # it is removed: nothing more is written to it, and what was written is awaited
     STOPPED = "stopped"  # we are stopping
 
 

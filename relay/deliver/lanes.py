@@ -94,6 +94,10 @@ class Lanes:
         self._credit = 0.0
         return gone
 
+    def segments(self) -> list[Segment]:
+        """Return everything that is here."""
+        return [*self._live, *self._backfill]
+
     @property
     def _own_operations(self) -> int:
         return self.operations - self.adopted_operations

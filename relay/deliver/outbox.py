@@ -82,6 +82,7 @@ class Outbox:
         self.book = RetryBook(max_retries)
         self.counters = Counters()
         self.flushing = False  # drain: a batch that is not full does not wait for more
+        self.is_frozen = False  # about to be removed: nothing more is written, what is in flight may be acknowledged
         self.is_open = False  # there is a stream
         self.has_progressed = False  # the stream, or the last one, acknowledged something
         self.waiting_since: float | None = None  # for an acknowledgement of this stream; None: nothing is due
@@ -114,7 +115,7 @@ class Outbox:
         """Return the next message to write; without one there may still be something to tell."""
         outcome = Outcome()
         flight = self.in_flight
-        while self.is_open:
+        while self.is_open and not self.is_frozen:
             if not flight.has_unwritten and not self.lanes.operations:
                 break
             if not self.window.is_open(flight.written, flight.written_bytes):
@@ -148,6 +149,7 @@ class Outbox:
         flight = self.in_flight
         if (
             not self.is_open
+            or self.is_frozen
             or flight.has_unwritten
             or not self.lanes.operations
             or not self.window.is_open(flight.written, flight.written_bytes)
@@ -199,7 +201,11 @@ class Outbox:
         self._acknowledge(number, now, outcome)
         return outcome
 
-    # -- what fail-over does
+    # -- what fail-over does, and who joins or leaves
+
+    def segments(self) -> list[Segment]:
+        """Return everything that is not acknowledged; one that is in several batches comes more than once."""
+        return [*(span.segment for batch in self.in_flight.batches for span in batch.spans), *self.lanes.segments()]
 
     def surrender(self) -> tuple[list[Batch], list[Segment]]:
         """Give everything away, in order: first what was built into batches, then what is queued. The stream must be lost.

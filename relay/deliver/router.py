@@ -86,9 +86,52 @@ class Router:
         routes = self._homes.without(self.failed_over | {address})
         self.failed_over |= {address}
         self._routes = routes
+        return self._move(address, batches, segments)
+
+    def take_back(self, address: str) -> None:
+        """Route to an ingester again what is not pinned elsewhere."""
+        self.failed_over -= {address}
+        self._routes = self._homes.without(self.failed_over) if self.failed_over else self._homes
+
+    def join(self, address: str) -> None:
+        """Add an ingester. It is failed over until `take_back`: one that joins is one that comes back and was never there.
+
+        The homes of some DIDs are elsewhere from now on, so `keep` has to be called for what every ingester holds, before anything else is.
+        Raises ValueError when it is there already.
+        """
+        self._homes = Rendezvous([*self._homes.addresses, address])
+        self.failed_over |= {address}
+        self._routes = self._homes.without(self.failed_over)
+
+    def keep(self, address: str, segments: Iterable[Segment]) -> None:
+        """Pin those of an ingester's segments whose home is another one since `join`: their DIDs move when they are acknowledged."""
+        is_at_home: dict[str, bool] = {}
+        for segment in segments:
+            if segment.is_pinned:
+                continue
+            did = segment.did
+            if did not in is_at_home:
+                is_at_home[did] = self._homes.address_of(did) == address
+            if not is_at_home[did]:
+                self._pin(segment, address)
+
+    def leave(self, address: str, batches: Sequence[Batch], segments: Sequence[Segment]) -> dict[str, Cargo]:
+        """Remove an ingester for good; as `fail_over`. When all others are failed over they are taken back: nobody else is left.
+
+        Raises ValueError for the last one.
+        """
+        self._homes = self._homes.without({address})
+        self.failed_over -= {address}
+        if self.failed_over >= set(self._homes.addresses):
+            self.failed_over = frozenset()
+        self._routes = self._homes.without(self.failed_over) if self.failed_over else self._homes
+        return self._move(address, batches, segments)
+
+    def _move(self, address: str, batches: Sequence[Batch], segments: Sequence[Segment]) -> dict[str, Cargo]:
+        """Part what an ingester held by where it goes now; its DIDs are pinned there."""
         for did, pin in self._pins.items():
             if pin.address == address:
-                pin.address = routes.address_of(did)
+                pin.address = self._routes.address_of(did)
         cargos: dict[str, Cargo] = {}
         for batch in batches:
             for span in batch.spans:
@@ -101,11 +144,6 @@ class Router:
                 self._pin(segment, self.address_of(segment.did))
             cargos.setdefault(self.address_of(segment.did), Cargo()).segments.append(segment)
         return cargos
-
-    def take_back(self, address: str) -> None:
-        """Route to an ingester again what is not pinned elsewhere."""
-        self.failed_over -= {address}
-        self._routes = self._homes.without(self.failed_over) if self.failed_over else self._homes
 
     def _pin(self, segment: Segment, address: str) -> None:
         self._pins.setdefault(segment.did, _Pin(address)).segments += 1

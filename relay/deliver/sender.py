@@ -131,13 +131,17 @@ class Sender(ServiceThread):
         return gone
 
     def surrender(self) -> tuple[list[Batch], list[Segment]]:
-        """End the stream, and give away everything that is here: see `Outbox.surrender`. Nothing may be offered meanwhile."""
+        """End the stream, and give away everything that is here: see `Outbox.surrender`. Nothing may be offered meanwhile.
+
+        While stopping, a stream without anything to acknowledge is ended in good order, and not cut.
+        """
         with self._lock:
             call = None
             if self._epoch % 2:
                 # The writer gets nothing more, and no answer of this stream counts any more. A batch may still be stored there: a late copy.
                 self._epoch += 1
-                call, self._cancelled_for = self._call, Away(self._health.reason or Away.FAILED_OVER)
+                if self._outbox.in_flight.written or not self.stopping.is_set():
+                    call, self._cancelled_for = self._call, Away(self._health.reason or Away.FAILED_OVER)
                 self._outbox.stream_lost()
             given = self._outbox.surrender()
             self._idle.notify_all()
@@ -150,6 +154,19 @@ class Sender(ServiceThread):
         with self._lock:
             self._outbox.adopt(batches, segments)
             self._writer.notify()
+
+    def pin(self, keep: Callable[[str, list[Segment]], None]) -> None:
+        """Call `keep(address, segments)` with everything that is here, while nothing of it can be acknowledged. Nothing may be offered meanwhile."""
+        with self._lock:
+            keep(self.address, self._outbox.segments())
+
+    def freeze(self, *, is_frozen: bool) -> bool:
+        """Write nothing more; return whether anything that was written is not acknowledged."""
+        with self._lock:
+            if self._outbox.is_frozen != is_frozen:
+                self._outbox.is_frozen = is_frozen
+                self._writer.notify()
+            return self._outbox.in_flight.written > 0
 
     def look(self) -> tuple[bool, int, bool]:
         """Return whether it is healthy, how many batches it has acknowledged, and whether it has enough of what it adopted."""
@@ -222,7 +239,7 @@ class Sender(ServiceThread):
             if self._stop_at is None:
                 self._stop_at = self._clock.monotonic() + STOP_GRACE_S
             call = self._call
-            if self._epoch % 2 and not len(self._outbox.in_flight):
+            if self._epoch % 2 and not self._outbox.in_flight.written:
                 call = None  # the writer ends the stream now; `tick` cuts it when the ingester takes too long
         if call is not None:
             call.cancel()

@@ -283,6 +283,11 @@ class Metrics:
             self._oldest_unacked.labels(address)
             self._in_flight.labels(address)
 
+    def forget_ingester(self, address: str) -> None:
+        """End the gauges of one that has been removed; its counters stay, as counters do."""
+        for metric in (self._oldest_unacked, self._in_flight):
+            metric.remove(address)
+
     def made(self, op_type: OpType, source: Source, count: int = 1) -> None:
         """Count operations made (encoded), whether or not they have been sent."""
         self._operations.labels(op_type.name, source.name).inc(count)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.deliver.absence import FIRST_PROBATION_S, LONGEST_PROBATION_S, Absence
+from relay.deliver.absence import FIRST_PROBATION_S, LONGEST_PROBATION_S, Absence, Departure, Step
 
 
 def away(absence: Absence, now: float) -> bool:
@@ -78,3 +78,37 @@ def test_an_acknowledgement_after_it_came_back_ends_the_probation() -> None:
     absence.returned(7)
     absence.gone(2000.0, 8)
     assert there(absence, 2001.0)
+
+
+def test_who_joins_has_its_repos_as_soon_as_it_is_healthy() -> None:
+    absence = Absence(30.0)
+    absence.joins()
+    assert not away(absence, 100.0)
+    assert not absence.may_return(100.0)
+    assert there(absence, 100.1)
+    absence.returned(0)
+    assert not away(absence, 101.0)
+    assert away(absence, 131.0)
+
+
+def looked(departure: Departure, now: float, *, healthy: bool = True, awaited: bool = True, other: bool = True) -> Step:
+    return departure.look(now, is_healthy=healthy, is_awaited=awaited, is_another_there=other)
+
+
+def test_who_is_removed_works_on_until_another_is_there_and_goes_when_its_batches_are_acknowledged() -> None:
+    departure = Departure(60.0)
+    assert looked(departure, 0.0, other=False) is Step.KEEP
+    assert looked(departure, 9.0, other=False, healthy=False) is Step.KEEP, "nobody could take what it has"
+    assert looked(departure, 10.0, awaited=False) is Step.AWAIT, "what is being written at this moment counts as well"
+    assert looked(departure, 11.0) is Step.AWAIT
+    assert looked(departure, 12.0, other=False) is Step.KEEP
+    assert looked(departure, 13.0) is Step.AWAIT
+    assert looked(departure, 14.0, awaited=False) is Step.GO
+
+
+def test_who_is_removed_and_away_goes_at_once_and_who_is_slow_after_its_time() -> None:
+    assert looked(Departure(60.0), 0.0, healthy=False) is Step.GO
+    departure = Departure(60.0)
+    assert looked(departure, 0.0) is Step.AWAIT
+    assert looked(departure, 59.0) is Step.AWAIT
+    assert looked(departure, 60.0) is Step.GO

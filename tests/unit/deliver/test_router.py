@@ -1,20 +1,23 @@
-"""Several outboxes behind a router, against simulated ingesters with one database: any schedule of failing over and coming back."""
+"""Several outboxes behind a router, against simulated ingesters with one database: any schedule of going, coming back, joining, leaving."""
 
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from relay.deliver.gobackn import Batch
 from relay.deliver.outbox import REJECT, RETRY, Complaint, Outbox, Outcome
-from relay.deliver.router import Router
+from relay.deliver.router import Cargo, Router
 from relay.deliver.segment import Refused, Segment
 from relay.model import Lane
 from tests.unit.deliver.making import keys_of, read, segment_of
 
 ADDRESSES = ("a:1", "b:1", "c:1")
+ALL = (*ADDRESSES, "d:1")
 Op = tuple[str, int]
 
 
@@ -42,9 +45,9 @@ class World:
 
     def __init__(self, rejects: frozenset[int] = frozenset(), retries: frozenset[int] = frozenset()) -> None:
         self.router = Router(ADDRESSES)
-        self.boxes = {address: make_box(address) for address in ADDRESSES}
-        self.streams: dict[str, list[Stream]] = {address: [Stream()] for address in ADDRESSES}
-        self.untold: dict[str, deque[Outcome]] = {address: deque() for address in ADDRESSES}
+        self.boxes = {address: make_box(address) for address in ALL}
+        self.streams: dict[str, list[Stream]] = {address: [Stream()] for address in ALL}
+        self.untold: dict[str, deque[Outcome]] = {address: deque() for address in ALL}
         self.rejects, self.retries = rejects - retries, retries
         self.database: list[Op] = []
         self.offered: list[Segment] = []
@@ -126,13 +129,36 @@ class World:
             self.store(address, late[0], answers=False)
 
     def fail_over(self, address: str) -> None:
-        if self.router.failed_over >= set(ADDRESSES) - {address} or address in self.router.failed_over:
+        router = self.router
+        if router.failed_over >= set(router.addresses) - {address} or address in router.failed_over:
             return
+        self.move(address, router.fail_over)
+
+    def join(self, address: str) -> None:
+        """A new one, of which only late batches of an earlier life may be under way. It has its repos when it is taken back."""
+        assert self.boxes[address].is_idle
+        homes = {did: self.router.address_of(did) for did in map("did:plc:{}".format, range(300))}
+        self.boxes[address] = make_box(address)
+        self.router.join(address)
+        for each in self.router.addresses:
+            self.router.keep(each, self.boxes[each].segments())
+        assert {did: self.router.address_of(did) for did in homes} == homes, "nothing moves before it is there"
+
+    def leave(self, address: str) -> None:
+        homes = {did: self.router.address_of(did) for did in map("did:plc:{}".format, range(300))}
+        are_all_away = self.router.failed_over >= set(self.router.addresses) - {address}
+        self.move(address, self.router.leave)
+        assert address not in self.router.addresses
+        for did, home in homes.items():
+            if home != address and not are_all_away:
+                assert self.router.address_of(did) == home, "only its own repos move"
+
+    def move(self, address: str, route: Callable[[str, list[Batch], list[Segment]], dict[str, Cargo]]) -> None:
         box = self.boxes[address]
         if box.is_open:
             box.stream_lost()
         before = self.held(address)
-        cargos = self.router.fail_over(address, *box.surrender())
+        cargos = route(address, *box.surrender())
         assert address not in cargos
         assert box.is_idle
         for target, cargo in cargos.items():
@@ -153,9 +179,10 @@ class World:
 
     def check_now(self) -> None:
         holders: dict[str, str] = {}
-        for address in ADDRESSES:
+        for address in ALL:
             held = self.held(address)
             assert not (held and address in self.router.failed_over), "one that is failed over has nothing"
+            assert not (held and address not in self.router.addresses), "nor has one that left"
             for did, keys in held.items():
                 assert keys == sorted(keys), "in order"
                 assert holders.setdefault(did, address) == address, f"{did} is at two ingesters"
@@ -163,12 +190,12 @@ class World:
 
     def finish(self) -> None:
         for _ in range(500):
-            for address in ADDRESSES:
+            for address in ALL:
                 self.tell(address)
             if all(box.is_idle for box in self.boxes.values()):
                 return
             self.now += 1
-            for address in ADDRESSES:
+            for address in ALL:
                 self.open(address)
                 while self.write(address):
                     pass
@@ -177,7 +204,7 @@ class World:
                 stream, box = self.streams[address][-1], self.boxes[address]
                 if box.is_open and not stream.inbox and box.in_flight.written and stream.stored:
                     self.untold[address].append(box.answer(stream.stored, [], self.now))
-            held = {key for address in ADDRESSES for keys in self.held(address).values() for key in keys}
+            held = {key for address in ALL for keys in self.held(address).values() for key in keys}
             if self.retries & held:
                 for number in range(
                     8
@@ -205,7 +232,7 @@ class World:
         assert not any(box.lanes.adopted_operations for box in self.boxes.values())
         for address in self.router.failed_over:
             self.router.take_back(address)
-        assert all(self.router.address_of(did) == Router(ADDRESSES).address_of(did) for did in expected)
+        assert all(self.router.address_of(did) == Router(self.router.addresses).address_of(did) for did in expected)
 
 
 def make_box(address: str) -> Outbox:
@@ -238,8 +265,10 @@ STEPS = st.lists(
         st.tuples(st.just("offer"), DIDS, st.integers(1, 5)),
         st.tuples(st.just("withdraw"), DIDS, st.just(0)),
         st.tuples(
-            st.sampled_from(["write", "answer", "store", "tell", "break", "open", "late", "fail over", "take back"]),
-            st.integers(0, 2),
+            st.sampled_from(
+                ["write", "answer", "store", "tell", "break", "open", "late", "fail over", "take back", "join", "leave"]
+            ),
+            st.integers(0, 3),
             st.just(0),
         ),
     ),
@@ -253,7 +282,7 @@ def lane_of(number: int) -> Lane:
 
 def play(world: World, steps: list[tuple[str, int, int]]) -> None:
     for step, number, count in steps:
-        address = ADDRESSES[number % 3]
+        address = ALL[number % 4]
         stream = world.streams[address][-1]
         match step:
             case "offer":
@@ -273,10 +302,16 @@ def play(world: World, steps: list[tuple[str, int, int]]) -> None:
                 world.open(address)
             case "late":
                 world.store_late(address)
-            case "fail over":
+            case "fail over" if address in world.router.addresses:
                 world.fail_over(address)
             case "take back" if address in world.router.failed_over:
                 world.router.take_back(address)
+            case "join" if away := [each for each in ALL if each not in world.router.addresses]:
+                world.join(away[0])
+                if number % 2:
+                    world.router.take_back(away[0])
+            case "leave" if address in world.router.addresses and len(world.router.addresses) > 1:
+                world.leave(address)
         world.check_now()
 
 
@@ -289,6 +324,38 @@ def test_whoever_goes_and_comes_back_nothing_is_lost_or_overtaken_and_no_repo_is
     play(world, steps)
     world.finish()
     world.check()
+
+
+def test_whoever_joins_gets_its_own_repos_and_no_others_and_each_when_nothing_of_it_is_under_way() -> None:
+    world = World()
+    after = Router(ALL)
+    dids = [f"did:plc:{number}" for number in range(300)]
+    before = {did: world.router.address_of(did) for did in dids}
+    (busy,) = [did for did in dids if after.address_of(did) == "d:1"][:1]
+    world.offer(busy, 2, Lane.LIVE)
+    world.join("d:1")
+    world.router.take_back("d:1")
+    moved = {did for did in dids if world.router.address_of(did) != before[did]}
+    assert moved == {did for did in dids if after.address_of(did) == "d:1"} - {busy}
+    world.offer(busy, 1, Lane.LIVE)
+    assert world.held(before[busy]) == {busy: [0, 1, 2]}
+    world.finish()
+    assert world.router.address_of(busy) == "d:1"
+    world.check()
+
+
+def test_whoever_leaves_gives_its_repos_to_one_that_was_away_when_nobody_else_is_left() -> None:
+    router = Router(ADDRESSES)
+    router.fail_over("a:1", [], [])
+    router.fail_over("b:1", [], [])
+    router.leave("c:1", [], [])
+    assert {router.address_of(f"did:plc:{number}") for number in range(99)} == {"a:1", "b:1"}
+    router.leave("a:1", [], [])
+    with pytest.raises(ValueError, match="no ingester"):
+        router.leave("b:1", [], [])
+    with pytest.raises(ValueError, match="twice"):
+        router.join("b:1")
+    assert router.address_of("did:plc:any") == "b:1"
 
 
 def dids_of(address: str, count: int) -> list[str]:
