@@ -6,8 +6,7 @@ RelayError (.reason, .blame)
 ├── IdentityError      a DID document cannot be had, or is of no use
 ├── FetchError         a host did not give us a repo (or a listing)
 ├── StreamError        the firehose
-├── DeliveryError      an ingester
-└── WorkerDied         a child process ended by itself
+└── DeliveryError      an ingester
 
 `reason` is a short word from a closed set: metric label, `reason` in `status` and in the repo's row. `blame` decides the
 retry. Errors of the protocol's own (bad CAR, bad signature) are `relay.atproto.errors.AtprotoError`: they have a `reason` too.
@@ -81,9 +80,3 @@ class DeliveryError(RelayError):
     """An ingester did not take what we sent."""
 
     reason, blame = "delivery", Blame.INGESTER
-
-
-class WorkerDied(RelayError):
-    """A child process ended by itself; the repo that it worked on may be to blame."""
-
-    reason, blame = "worker_died", Blame.REPO

@@ -19,8 +19,9 @@ from relay.model import Identity, RepoState
 from relay.net.gate import HostGate
 from relay.repos import live_events as e
 from relay.repos.failures import Failure, RetryPolicy, judge
-from relay.repos.keeper import Keeper, Resident
+from relay.repos.keeper import Keeper
 from relay.repos.lifecycle import Event
+from relay.repos.resident import Resident
 from relay.runtime.clock import Clock
 
 CHECKED = (RepoState.SYNCED, RepoState.INACTIVE)

@@ -21,8 +21,9 @@ from relay.model import Identity, RepoState
 from relay.observe.log import get_logger
 from relay.repos import live_events as e
 from relay.repos.failures import Failure, RetryPolicy, judge
-from relay.repos.keeper import Keeper, Resident
+from relay.repos.keeper import Keeper
 from relay.repos.lifecycle import Event
+from relay.repos.resident import Resident
 from relay.runtime.clock import Clock
 
 log = get_logger(__name__)

@@ -33,7 +33,8 @@ from relay.observe.log import get_logger
 from relay.observe.metrics import FetchOutcome, Metrics
 from relay.repos import live_events as e
 from relay.repos.failures import Failure, RetryPolicy
-from relay.repos.keeper import Keeper, Resident
+from relay.repos.keeper import Keeper
+from relay.repos.resident import Resident
 from relay.runtime.clock import Clock
 from relay.runtime.crashpoint import CrashPoint, crash_point
 from relay.store.repos import RepoRow

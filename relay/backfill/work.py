@@ -10,7 +10,8 @@ from relay.atproto.nsid_filter import NsidFilter
 from relay.backfill.messages import OperationsReady, Verified
 from relay.model import Identity
 from relay.repos.failures import Failure
-from relay.repos.keeper import Keeper, Resident
+from relay.repos.keeper import Keeper
+from relay.repos.resident import Resident
 from relay.store.dead_letters import DeadLetter
 from relay.store.repos import RepoRow
 

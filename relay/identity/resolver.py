@@ -133,13 +133,6 @@ class Resolver:
             taken, self.counts = self.counts, Counter()
         return dict(taken)
 
-    def learn(self, identity: Identity) -> None:
-        """Take an identity that is known from elsewhere, such as a bulk load, unless a newer one is here."""
-        with self._lock:
-            entry = self._known.get(identity.did)
-            if entry is None or entry.identity is None or entry.identity.resolved_at < identity.resolved_at:
-                self._known.put(identity.did, _Entry(identity=identity, failure=None, asked=()))
-
     def forget(self, did: str) -> None:
         """Drop what is known of the DID: the next question goes to the table or the directory."""
         with self._lock:

@@ -88,9 +88,6 @@ class SlotAccount:
             raise SlotError(f"slot {slot} was freed and nobody held it")
         self._free.append(slot)
 
-    def held_by(self, holder: object) -> list[int]:
-        return [slot for slot, who in self._holder.items() if who == holder]
-
     @property
     def in_use(self) -> int:
         return len(self._holder)

@@ -7,11 +7,9 @@ Level: `http.client` responses over our own sockets. Measured (PERFORMANCE 9): `
 from __future__ import annotations
 
 import http.client
-import json
 import ssl
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from relay import __version__
 from relay.net.address import InvalidAddress, Origin, Target, join_target, parse_target, target_below
@@ -132,19 +130,6 @@ class Fetcher:
         sink = BytesSink()
         answer = self.get(url, sink, limits=limits, accept=accept, accept_encoding=ACCEPT_ENCODING_JSON)
         return answer, sink.body()
-
-    def get_json(self, url: str, *, limits: FetchLimits) -> Any:
-        """Download and parse JSON. Raises as `get`, and BadResponse for a body that is not JSON."""
-        answer, body = self.get_bytes(url, limits=limits)
-        try:
-            return json.loads(body)
-        except (ValueError, RecursionError) as exc:
-            raise BadResponse(
-                f"{answer.origin}: the body is not JSON ({answer.content_type or 'no content type'})",
-                host=answer.origin,
-                status=answer.status,
-                facts=answer.facts,
-            ) from exc
 
     def target(self, base: str, path: str) -> Target:
         """Return what `get` takes instead of a URL where one base is asked again and again; see `address.target_below`.

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
 
 from relay.atproto.frames import SEQ_MAX
 from relay.atproto.nsid_filter import NsidFilter
@@ -18,10 +17,12 @@ from relay.pb.encode import encode_account, encode_identity
 from relay.repos import live_events as e
 from relay.repos.buffer import LiveBuffer
 from relay.repos.checkpointer import Change, Checkpointer, CursorChange, IncidentChange, Stored
+from relay.repos.facts import facts_of_row, put_facts
 from relay.repos.failures import RetryPolicy, retry_delay_s
 from relay.repos.handover import LiveEvent
 from relay.repos.letters import Refusal, letter_of
 from relay.repos.live import LiveRepo
+from relay.repos.resident import Fetching, LiveOutlet, Resident, Stream, Unplugged
 from relay.runtime.clock import Clock
 from relay.runtime.crashpoint import CrashPoint, crash_point
 from relay.store.dead_letters import DeadLetter
@@ -32,40 +33,6 @@ Then = Callable[[RepoState | None], None]
 # Most of what the stream brings is of accounts that wrote a moment ago: their rows need no second question. 4 KB each.
 RESTING_KEPT = 20_000
 RESTING_S = 60.0  # ... and for so long at most: others (an operator, a listing) write rows too
-
-
-class Stream(Protocol):
-    """Who has the frames."""
-
-    def verify(self, did: str, seq: int, frame: Any) -> None: ...
-
-    def done(self, seq: int) -> None: ...
-
-
-class LiveOutlet(Protocol):
-    """The live lane of delivery. What comes back of a token is fed to the keeper."""
-
-    def offer(self, did: str, payload: Any, operations: int, token: e.LiveToken, received_at: float) -> bool:
-        """Queue operations; False: they do not fit, and will not soon. `received_at`: of their frame, monotonic seconds."""
-
-    def tell(self, did: str, payload: bytes, token: e.LiveToken) -> None:
-        """Queue a telling, always."""
-
-    def withdraw(self, did: str, tokens: Sequence[e.LiveToken]) -> list[e.LiveToken]:
-        """Take back what is queued and was never written; return which."""
-
-
-class Fetching(Protocol):
-    """Who fetches, and looks identities up."""
-
-    def send_snapshot(self, resident: Resident, fetch: int) -> None: ...
-
-    def refuse_snapshot(self, resident: Resident, fetch: int, reason: str) -> None: ...
-
-    def stop_snapshot(self, resident: Resident, fetch: int) -> None: ...
-
-    def look_up(self, resident: Resident) -> None:
-        """Read the document past every cache; `IdentityLearnt` or `IdentityFailed` is fed."""
 
 
 class LivePiece:
@@ -81,27 +48,6 @@ class LivePiece:
 
     def refused(self, refusal: Refusal) -> None:
         self._keeper.refused(self._did, self.token, refusal)
-
-
-class Resident:
-    """A repo in memory. `row` is as it will be stored; `life` decides about the columns of `Facts`, others about the rest.
-
-    `holds`: how many have it in hand: it stays while there is one.
-    """
-
-    __slots__ = ("counted", "holds", "identity", "is_stored", "life", "put_version", "rests_since", "row")
-
-    def __init__(self, row: RepoRow, life: LiveRepo, *, is_stored: bool, identity: Identity | None) -> None:
-        self.row, self.life, self.identity = row, life, identity
-        self.is_stored = is_stored  # there is a row of it in the database
-        self.counted = row.state if is_stored else None  # the state under which it is counted
-        self.holds = 0
-        self.put_version = 0  # of the newest row that was put
-        self.rests_since = 0.0
-
-    @property
-    def did(self) -> str:
-        return self.row.did
 
 
 class _Extra:
@@ -158,9 +104,9 @@ class Keeper:
         self._looked = 0
         self._events: deque[tuple[Resident, e.Event | None, _Extra | None]] = deque()  # None: it begins
         self._feeding = False
-        self.stream: Stream = _Unplugged()
-        self.outlet: LiveOutlet = _Unplugged()
-        self.fetching: Fetching = _Unplugged()
+        self.stream: Stream = Unplugged()
+        self.outlet: LiveOutlet = Unplugged()
+        self.fetching: Fetching = Unplugged()
 
     # --- who is in memory -------------------------------------------------------------------------------------------------
 
@@ -268,7 +214,7 @@ class Keeper:
             resident.row.batch = row.batch
             return resident
         self._resting.pop(row.did, None)
-        life = LiveRepo(row.did, self.buffer, self.wanted, e.facts_of_row(row))
+        life = LiveRepo(row.did, self.buffer, self.wanted, facts_of_row(row))
         resident = Resident(row, life, is_stored=True, identity=identity)
         self.residents[row.did] = resident
         self._events.append((resident, None if row.tracked else e.Removed(), None))
@@ -337,11 +283,6 @@ class Keeper:
         resident = self.residents.get(did)
         if resident is not None and letter.type in (OpType.ACCOUNT.name, OpType.IDENTITY.name):
             self.feed(resident, e.Refused(token=token))
-
-    def behind(self, did: str, token: e.LiveToken) -> None:
-        """Operations that were queued here do not fit after all."""
-        if (resident := self.residents.get(did)) is not None:
-            self.feed(resident, e.IngesterBehind(token=token))
 
     def checkpoint(self, cursor: CursorChange) -> None:
         """Have the cursor stored, behind everything that was put before."""
@@ -455,7 +396,7 @@ class Keeper:
 
     def _put(self, resident: Resident, store: e.Store, extra: _Extra | None) -> None:
         row = resident.row
-        e.put_facts(store.facts, row)
+        put_facts(store.facts, row)
         row.updated_at = self._clock.now()
         if resident.counted is not row.state:
             if resident.counted is None:
@@ -545,10 +486,3 @@ def _identity(did: str, telling: e.OfferIdentity) -> bytes:
         source=_source(telling),
         seq=telling.seq & SEQ_MAX,
     )
-
-
-class _Unplugged:
-    """Nobody is there: a backfill by itself has no frames, and a test not everything."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise AssertionError(f"{name}: nobody is plugged in")

@@ -123,8 +123,5 @@ def after(state: S, event: Event) -> S:
     return state if new is None else new
 
 
-# A start answers these with a fetch: what is forgotten of such a repo is in the snapshot that will come (DESIGN 4).
-FETCHED_AFTER_START: Final = frozenset({S.DISCOVERED, S.PENDING, S.ACTIVE, S.FAILED, S.DESYNCED})
-
 # A batch has nothing more to wait for.
 FINISHED: Final = frozenset({S.SYNCED, S.INACTIVE, S.QUARANTINED})

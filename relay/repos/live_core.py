@@ -9,6 +9,7 @@ from relay.atproto.nsid_filter import NsidFilter
 from relay.model import RepoState
 from relay.repos import live_events as e
 from relay.repos.buffer import LiveBuffer
+from relay.repos.facts import Facts
 from relay.repos.handover import Chain, Handover, LiveEvent, Verdict
 from relay.repos.lifecycle import Event as LifeEvent
 from relay.repos.lifecycle import after
@@ -42,7 +43,7 @@ class LiveCore:
     Which event makes which move is decided in `LiveRepo`, whose docstring has the invariants.
     """
 
-    def __init__(self, did: str, buffer: LiveBuffer[LiveEvent], wanted: NsidFilter, facts: e.Facts | None) -> None:
+    def __init__(self, did: str, buffer: LiveBuffer[LiveEvent], wanted: NsidFilter, facts: Facts | None) -> None:
         """`facts` None: a DID without a row. Call `begin` for what a loaded row asks for."""
         self.did = did
         self.is_known = facts is not None  # has a row, stored or on its way
@@ -50,7 +51,7 @@ class LiveCore:
         self.fetch = 0  # number of the newest claim
         self.account_events = 0  # `#account` frames so far
         self.refetches = 0
-        facts = facts or e.Facts()
+        facts = facts or Facts()
         self.state = facts.state
         self.is_fresh = False  # brand-new, and its own first commits are all there is: active, and a start fetches it
         self._reason = facts.reason
@@ -79,10 +80,10 @@ class LiveCore:
     # --- what the owner sees ------------------------------------------------------------------------------------------
 
     @property
-    def facts(self) -> e.Facts:
+    def facts(self) -> Facts:
         """What is to be stored now."""
         chain = self._flow.acknowledged
-        return e.Facts(
+        return Facts(
             state=self.state,
             reason=self._reason,
             rev=chain.rev if chain else None,

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from relay.model import AccountStatus
 from relay.repos import live_events as e
+from relay.repos.facts import Check, Facts, TellIdentity
 from relay.repos.live_draft import Draft
 from relay.repos.live_flow import Flow
 
@@ -17,7 +18,7 @@ class Standing:
     say, and what was not acknowledged is told again after a start; a mark for a check is stored until its own answer came.
     """
 
-    def __init__(self, flow: Flow, facts: e.Facts, draft: Draft) -> None:
+    def __init__(self, flow: Flow, facts: Facts, draft: Draft) -> None:
         self._flow, self._change, self._effects = flow, draft.change, draft.effects
         self.told, self.tell = facts.told, facts.tell
         self.told_identity_us, self.tell_identity = facts.told_identity_us, facts.tell_identity
@@ -78,7 +79,7 @@ class Standing:
         last = self.tell_identity
         time_us = max(event.time_us, (last.time_us if last else -1) + 1)
         handle = event.handle or (last.handle if last else None)
-        self.tell_identity = e.TellIdentity(handle=handle, pds=last.pds if last else None, time_us=time_us)
+        self.tell_identity = TellIdentity(handle=handle, pds=last.pds if last else None, time_us=time_us)
         self._waits_for_identity = True
         self._identity_version = self._change()
         # Asked again although an answer may be on its way: that one may be from before the change.
@@ -95,7 +96,7 @@ class Standing:
             self.tell_identity = replace(last, handle=event.handle, pds=event.pds)
         elif last is not None and (last.handle, last.pds) != (event.handle, event.pds):
             time_us = max(event.time_us, last.time_us + 1)
-            self.tell_identity = e.TellIdentity(handle=event.handle, pds=event.pds, time_us=time_us)
+            self.tell_identity = TellIdentity(handle=event.handle, pds=event.pds, time_us=time_us)
         else:
             return
         self._queue_identity(self._change(is_urgent=True))
@@ -124,7 +125,7 @@ class Standing:
 
     # --- checks -------------------------------------------------------------------------------------------------------
 
-    def mark_check(self, what: e.Check) -> None:
+    def mark_check(self, what: Check) -> None:
         """A mark is stored, so a crash does not forget it. A status check looks at the rev too, so it stands for both."""
         what = "status" if self.check_due == "status" else what
         self.check_mark += 1

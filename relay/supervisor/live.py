@@ -15,7 +15,8 @@ from relay.net.http import user_agent
 from relay.net.subscribe import MAX_MESSAGE_BYTES, Subscription
 from relay.repos import live_events as e
 from relay.repos.checkpointer import CursorChange, IncidentChange
-from relay.repos.keeper import Keeper, Resident
+from relay.repos.keeper import Keeper
+from relay.repos.resident import Resident
 from relay.repos.tasks import StoreTasks
 from relay.runtime.clock import Clock
 from relay.store import repos

@@ -10,8 +10,9 @@ from relay.deliver.segment import Segment
 from relay.model import Identity, Lane, RepoState
 from relay.observe.log import get_logger
 from relay.pb.encode import OPERATION_TAG, varint
-from relay.repos.keeper import Keeper, Resident
+from relay.repos.keeper import Keeper
 from relay.repos.letters import Refusal, letter_of
+from relay.repos.resident import Resident
 from relay.repos.tasks import StoreTasks
 from relay.runtime.clock import Clock
 from relay.store import dead_letters, identities, notices, repos

@@ -504,14 +504,6 @@ def test_a_wrong_content_type_is_a_bad_response_that_is_no_answer(server: RudeSe
     assert not caught.value.answered
 
 
-def test_json_that_is_none_is_a_bad_response(server: RudeServer, fetcher: Fetcher) -> None:
-    assert fetcher.get_json(server.on("/a", lambda call: call.answer(body=b'{"a": [1]}')), limits=LIMITS) == {"a": [1]}
-    for body in (b"<html>", b"", b"[" * 100_000, b"\xff\xfe"):
-        url = server.on("/b", lambda call, body=body: call.answer(body=body))  # type: ignore[misc]
-        with pytest.raises(BadResponse, match="not JSON"):
-            fetcher.get_json(url, limits=LIMITS)
-
-
 # --- redirects and the guard ----------------------------------------------------------------------------------------
 
 

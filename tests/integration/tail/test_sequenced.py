@@ -23,6 +23,7 @@ from relay.pb.encode import decode_operation, split_operations
 from relay.repos import live_events as e
 from relay.repos.buffer import LiveBuffer
 from relay.repos.checkpointer import CursorChange
+from relay.repos.facts import Facts
 from relay.repos.handover import LiveEvent
 from relay.repos.live import LiveRepo
 from relay.runtime.clock import SystemClock
@@ -116,7 +117,7 @@ class Half:
     def know(self, did: str) -> None:
         """The repo is synced at where it stands."""
         account = self.network.world.account(did)
-        facts = e.Facts(state=RepoState.SYNCED, rev=account.rev, data=account.repo.data, covers="", touched=True)
+        facts = Facts(state=RepoState.SYNCED, rev=account.rev, data=account.repo.data, covers="", touched=True)
         self.homes[did] = Home(LiveRepo(did, self.buffer, ALL, facts), self.document(did, 0.0))
 
     def document(self, did: str, at: float) -> Identity:

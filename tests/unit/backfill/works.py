@@ -6,10 +6,10 @@ from relay.atproto.nsid_filter import NsidFilter
 from relay.backfill.work import Work
 from relay.model import RepoState
 from relay.repos.buffer import LiveBuffer
+from relay.repos.facts import facts_of_row
 from relay.repos.handover import LiveEvent
-from relay.repos.keeper import Resident
 from relay.repos.live import LiveRepo
-from relay.repos.live_events import facts_of_row
+from relay.repos.resident import Resident
 from relay.store.repos import RepoRow
 
 

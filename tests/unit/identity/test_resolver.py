@@ -222,16 +222,6 @@ def test_a_refresh_asks_again_about_a_remembered_failure_only_so_many_times_a_mi
     assert world.key(refresh=True) == f"k{REFRESHES + 1}"
 
 
-def test_what_is_learnt_elsewhere_serves_unless_it_is_older() -> None:
-    world = World()
-    world.resolver.learn(identity("learnt", world.clock.now()))
-    assert world.key() == "learnt"
-    world.resolver.learn(identity("older", world.clock.now() - 1))
-    assert world.key() == "learnt"
-    world.resolver.forget(DID)
-    assert world.key() == "k1"
-
-
 def test_memory_is_bounded() -> None:
     world = World(max_entries=3)
     for number in range(10):

@@ -17,6 +17,7 @@ from relay.atproto.nsid_filter import NsidFilter
 from relay.model import RepoState
 from relay.repos import live_events as e
 from relay.repos.buffer import LiveBuffer
+from relay.repos.facts import Facts
 from relay.repos.handover import LiveEvent
 from relay.repos.lifecycle import Event as LifeEvent
 from relay.repos.live import LiveRepo
@@ -152,7 +153,7 @@ class Simulation:
         self.log: list[Frame] = []
         self.clock = 1000
         self.values = 0
-        self.rows: dict[str, e.Facts] = {}
+        self.rows: dict[str, Facts] = {}
         self.cursor = 0
         self.ingester = Ingester()
         self.wanted = self.random.choice(FILTERS)
@@ -168,7 +169,7 @@ class Simulation:
         if self.random.random() < 0.6:
             for did in self.dids:
                 if self.accounts[did].versions and self.random.random() < 0.7:
-                    self.rows[did] = e.Facts(state=S.PENDING, rev_heard=self.accounts[did].rev)
+                    self.rows[did] = Facts(state=S.PENDING, rev_heard=self.accounts[did].rev)
             self.cursor = len(self.log)
         self.start()
 

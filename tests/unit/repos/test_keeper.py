@@ -14,8 +14,9 @@ from relay.repos import live_events as e
 from relay.repos.checkpointer import Change, Checkpointer, CursorChange, Stored
 from relay.repos.failures import RetryPolicy
 from relay.repos.handover import LiveEvent
-from relay.repos.keeper import Keeper, Resident
+from relay.repos.keeper import Keeper
 from relay.repos.lifecycle import Event
+from relay.repos.resident import Resident
 from relay.runtime.clock import ManualClock
 from relay.store.repos import RepoRow
 

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from relay.model import RepoState as S
-from relay.repos.lifecycle import FETCHED_AFTER_START, FINISHED, TABLE, Event, ImpossibleEvent, after
+from relay.repos.lifecycle import TABLE, Event, ImpossibleEvent, after
 
 E = Event
 
@@ -45,11 +45,6 @@ def test_every_event_is_decided_in_every_state(state: S, event: Event) -> None:
 
 def test_the_table_has_every_state() -> None:
     assert set(TABLE) == set(S)
-
-
-def test_a_start_fetches_what_is_neither_finished_nor_waits_for_a_person() -> None:
-    assert set(S) == FETCHED_AFTER_START | FINISHED
-    assert not FETCHED_AFTER_START & FINISHED
 
 
 @pytest.mark.parametrize("state", list(S))

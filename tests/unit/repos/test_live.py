@@ -11,6 +11,7 @@ from relay.atproto.nsid_filter import NsidFilter
 from relay.model import AccountStatus, RepoState
 from relay.repos import live_events as e
 from relay.repos.buffer import LiveBuffer
+from relay.repos.facts import Facts, TellIdentity, facts_of_row, put_facts
 from relay.repos.handover import LiveEvent
 from relay.repos.lifecycle import Event as LifeEvent
 from relay.repos.live import LiveRepo
@@ -62,14 +63,14 @@ class Driven:
         self,
         state: RepoState = S.SYNCED,
         *,
-        facts: e.Facts | None = None,
+        facts: Facts | None = None,
         known: bool = True,
         buffer: LiveBuffer[LiveEvent] | None = None,
         wanted: NsidFilter = ALL,
     ) -> None:
         if facts is None:
             has = state is not S.DISCOVERED
-            facts = e.Facts(
+            facts = Facts(
                 state=state,
                 rev=rev(10) if has else None,
                 data=data(10) if has else None,
@@ -537,7 +538,7 @@ def test_the_times_told_rise() -> None:
 
 def test_an_untold_status_is_told_again_after_a_start() -> None:
     tell = AccountStatus(active=False, status="deleted", time_us=7)
-    driven = Driven(facts=e.Facts(state=S.INACTIVE, tell=tell))
+    driven = Driven(facts=Facts(state=S.INACTIVE, tell=tell))
     (offer,) = driven.of(e.OfferAccount)
     assert isinstance(offer, e.OfferAccount)
     assert (offer.active, offer.status, offer.time_us, offer.seq) == (False, "deleted", 7, 0)
@@ -584,7 +585,7 @@ def test_a_check_that_was_marked_again_meanwhile_stays_due() -> None:
 
 
 def test_a_mark_is_taken_up_after_a_start() -> None:
-    driven = Driven(facts=e.Facts(state=S.INACTIVE, check_due="status"))
+    driven = Driven(facts=Facts(state=S.INACTIVE, check_due="status"))
     assert driven.of(e.CheckDue) == [e.CheckDue(what="status", mark=1)]
 
 
@@ -599,7 +600,7 @@ def test_an_invalid_message_with_a_newer_rev_queues_a_look_at_the_newest_commit(
 
 def test_a_resync_tells_the_status_again_before_its_snapshot() -> None:
     told = AccountStatus(active=True, status="", time_us=7)
-    facts = e.Facts(state=S.SYNCED, rev=rev(10), data=data(10), covers="", told=told, tell=told, touched=True)
+    facts = Facts(state=S.SYNCED, rev=rev(10), data=data(10), covers="", told=told, tell=told, touched=True)
     driven = Driven(facts=facts)
     driven.feed(e.ResyncAsked())
     fetch = driven.claim()
@@ -613,7 +614,7 @@ def test_a_resync_tells_the_status_again_before_its_snapshot() -> None:
 
 def test_a_resync_tells_an_inactive_repo_and_fetches_nothing() -> None:
     told = AccountStatus(active=False, status="deleted", time_us=7)
-    driven = Driven(facts=e.Facts(state=S.INACTIVE, told=told, tell=told))
+    driven = Driven(facts=Facts(state=S.INACTIVE, told=told, tell=told))
     driven.feed(e.ResyncAsked())
     driven.stored()
     (offer,) = driven.of(e.OfferAccount)
@@ -656,8 +657,8 @@ def test_a_silent_directory_does_not_keep_an_identity_from_being_told() -> None:
 
 
 def test_an_identity_that_was_not_told_is_resolved_again_after_a_start() -> None:
-    tell = e.TellIdentity(handle="h.example", pds=None, time_us=7)
-    driven = Driven(facts=e.Facts(state=S.PENDING, tell_identity=tell))
+    tell = TellIdentity(handle="h.example", pds=None, time_us=7)
+    driven = Driven(facts=Facts(state=S.PENDING, tell_identity=tell))
     assert driven.of(e.ResolveIdentity) == [e.ResolveIdentity()]
 
 
@@ -748,7 +749,7 @@ def test_a_repo_at_rest_can_be_forgotten_and_one_in_work_cannot() -> None:
 
 
 def test_facts_and_rows_say_the_same() -> None:
-    facts = e.Facts(
+    facts = Facts(
         state=S.INACTIVE,
         reason="why",
         rev=rev(1),
@@ -759,10 +760,10 @@ def test_facts_and_rows_say_the_same() -> None:
         told=AccountStatus(active=True, status="", time_us=1),
         tell=AccountStatus(active=False, status="deleted", time_us=2),
         told_identity_us=3,
-        tell_identity=e.TellIdentity(handle="h.example", pds="https://pds.example", time_us=4),
+        tell_identity=TellIdentity(handle="h.example", pds="https://pds.example", time_us=4),
         check_due="commit",
         touched=True,
     )
     row = RepoRow(did=DID)
-    e.put_facts(facts, row)
-    assert e.facts_of_row(row) == facts
+    put_facts(facts, row)
+    assert facts_of_row(row) == facts

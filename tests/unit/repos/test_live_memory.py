@@ -12,6 +12,7 @@ from relay.atproto.nsid_filter import NsidFilter
 from relay.model import RepoState
 from relay.repos import live_events as e
 from relay.repos.buffer import LiveBuffer
+from relay.repos.facts import Facts
 from relay.repos.handover import LiveEvent
 from relay.repos.live import LiveRepo
 
@@ -31,7 +32,7 @@ def only_counted() -> Iterator[None]:
 
 def _used_repo() -> LiveRepo:
     """A repo that has forwarded a commit, told a status and an identity, and was claimed."""
-    facts = e.Facts(state=RepoState.SYNCED, rev="3a", data=DATA, covers="", touched=True)
+    facts = Facts(state=RepoState.SYNCED, rev="3a", data=DATA, covers="", touched=True)
     repo = LiveRepo(DID, LiveBuffer(max_operations=10), WANTED, facts)
     repo.begin()
     repo.feed(e.FrameSeen(seq=1, kind="commit", rev="3b", is_first=False))

@@ -21,6 +21,7 @@ from relay.model import Identity, RepoState
 from relay.repos import live_events as e
 from relay.repos.buffer import LiveBuffer
 from relay.repos.checkpointer import CursorChange
+from relay.repos.facts import Facts
 from relay.repos.handover import LiveEvent
 from relay.repos.live import LiveRepo
 from relay.runtime.clock import ManualClock
@@ -105,7 +106,7 @@ class World:
         self.clock = ManualClock()
         self.accounts = {f"did:plc:{number}": AccountThere(f"did:plc:{number}") for number in range(dids)}
         self.dids = list(self.accounts)
-        self.rows: dict[str, e.Facts] = {}
+        self.rows: dict[str, Facts] = {}
         self.identities: dict[str, Identity] = {}
         self.homes: dict[str, Home] = {}
         self.holds: Counter[str] = Counter()
@@ -177,7 +178,7 @@ class World:
         """The repo is synced at where it stands, with the key that the directory has now, read long ago."""
         account = self.accounts[did]
         account.rev = self.next_rev()
-        self.rows[did] = e.Facts(
+        self.rows[did] = Facts(
             state=S.SYNCED,
             rev=account.rev,
             data=data_of(did, account.rev),
