@@ -21,12 +21,15 @@ from relay.observe.log import configure
 # The others answer a question: what they do for it (start the private server) is no news unless it goes wrong.
 LOGGING_COMMANDS = ("run", "tail", "backfill")
 DEFAULT_COMMAND = "run"
-COMMANDS = ("run", "tail", "backfill", "demo", "status", "repos", "reconcile", "deadletter", "ingester", "config", "db")
+COMMANDS = (
+    "run", "tail", "backfill", "demo", "status", "health", "repos", "reconcile", "deadletter", "ingester", "config", "db",
+    "completion",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    parser = _parser()
+    parser = make_parser()
     words = sys.argv[1:] if argv is None else list(argv)
     args = parser.parse_args(words)
     if args.command is None:
@@ -64,7 +67,8 @@ def entry() -> None:
     sys.exit(main())
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line; imports every command."""
     parser = argparse.ArgumentParser(
         prog="relay",
         description="Every record of the AT Protocol collections you want, verified, pushed to your ingesters.",
@@ -75,19 +79,19 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name in COMMANDS:
         importlib.import_module(f"relay.cli.{name}").add_parser(subparsers)
-    for subparser in _below(parser):
+    for subparser in below(parser):
         # Common options may stand after a command and after its action; absent there, they leave alone what stood before it.
         _add_common(subparser, default=argparse.SUPPRESS)
     return parser
 
 
-def _below(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+def below(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
     """Yield the parsers of all commands, and of all their actions."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for each in action.choices.values():
                 yield each
-                yield from _below(each)
+                yield from below(each)
 
 
 def _add_common(parser: argparse.ArgumentParser, default: str | None) -> None:

@@ -10,13 +10,15 @@ import pytest
 from relay.cli import main as entry
 from relay.cli.exits import Exit
 
-_PARSER = entry._parser()
+_PARSER = entry.make_parser()
 _COMPLETE = [
     ["run"],
     ["tail", "--cursor", "12"],
     ["backfill", "--all"],
     ["demo"],
     ["status"],
+    ["health"],
+    ["health", "--ready"],
     ["reconcile"],
     ["repos", "list"],
     ["repos", "show", "did:plc:a"],
@@ -27,6 +29,7 @@ _COMPLETE = [
     ["config", "check"],
     ["config", "show"],
     ["db", "migrate"],
+    ["completion", "bash"],
 ]
 
 
@@ -87,7 +90,7 @@ def test_without_a_command_it_is_the_service(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_every_option_says_what_it_is_for() -> None:
-    for parser in [_PARSER, *entry._below(_PARSER)]:
+    for parser in [_PARSER, *entry.below(_PARSER)]:
         for action in parser._actions:
             if not isinstance(action, argparse._SubParsersAction) and not action.help:
                 assert action.choices, f"{parser.prog} {action.option_strings or action.dest}: no help"
