@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import pytest
 from relay.simnet.corpus import Corpus
 from relay.simnet.process import SimProcess
 from relay.simnet.world import WorldSpec
+from relay.store.embedded import EmbeddedPostgres
 from tests.faults.stage import Expectation, Stage, corpus_expectation, world_expectation
 from tests.support.data import data_root
 
 SHORT_KILLS, LONG_KILLS = 4, 20
+SHORT_S, LONG_S = 5.0, 60.0
 _LONG_DEADLINE_S = 900
 _LONG_ONLY = frozenset(
     {
@@ -53,16 +56,46 @@ def session_seed(request: pytest.FixtureRequest) -> int:
     return random.SystemRandom().randrange(1 << 30) if given is None else given
 
 
+@pytest.fixture(autouse=True)
+def said_seed(session_seed: int) -> None:
+    """The seed stands in the output of each test that fails."""
+    print(f"seed {session_seed}: replay with --seed {session_seed}")
+
+
 @pytest.fixture
 def rng(session_seed: int, request: pytest.FixtureRequest) -> random.Random:
-    """Random numbers of this test; the seed is printed, so it is seen when the test fails."""
-    print(f"seed {session_seed}: replay with --seed {session_seed}")
+    """Random numbers of this test."""
     return random.Random(f"{session_seed}/{request.node.name}")
 
 
 @pytest.fixture(scope="session")
 def is_long(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--long"))
+
+
+@pytest.fixture
+def seconds(is_long: bool, request: pytest.FixtureRequest) -> float:
+    """How long things go wrong, where a test says nothing else."""
+    minutes: float | None = request.config.getoption("--minutes")
+    if minutes is not None:
+        return 60.0 * minutes
+    return LONG_S if is_long else SHORT_S
+
+
+@pytest.fixture
+def network(session_seed: int) -> Iterator[SimProcess]:
+    """The network of a test that writes: no other test sees it."""
+    spec = WorldSpec(
+        seed=session_seed,
+        accounts=60,
+        hosts=2,
+        sizes=(0, 1, 900),
+        median_records=40,
+        max_records=400,
+        inactive_share=0.1,
+    )
+    with SimProcess(spec) as network:
+        yield network
 
 
 @pytest.fixture
@@ -138,6 +171,16 @@ def small_world(small_network: SimProcess) -> Expectation:
 def dsn(database_dsn: str) -> str:
     """An empty database on a server that outlives the relay, for tests that are about neither."""
     return database_dsn
+
+
+@pytest.fixture
+def server() -> Iterator[EmbeddedPostgres]:
+    """A PostgreSQL of the test's own: the relay knows its address only, and cannot start it."""
+    with tempfile.TemporaryDirectory(prefix="pg") as folder:
+        server = EmbeddedPostgres(Path(folder) / "s")
+        server.open()
+        yield server
+        server.close()
 
 
 @pytest.fixture

@@ -6,8 +6,6 @@ import contextlib
 import os
 import random
 import signal
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg2
@@ -37,16 +35,6 @@ CREATE OR REPLACE TRIGGER stand_still BEFORE INSERT ON {table} FOR EACH ROW EXEC
 @pytest.fixture
 def away_s(is_long: bool) -> float:
     return LONG_AWAY_S if is_long else AWAY_S
-
-
-@pytest.fixture
-def server() -> Iterator[EmbeddedPostgres]:
-    """A PostgreSQL of the test's own: the relay knows its address only, and cannot start it."""
-    with tempfile.TemporaryDirectory(prefix="pg") as folder:
-        server = EmbeddedPostgres(Path(folder) / "s")
-        server.open()
-        yield server
-        server.close()
 
 
 def _under_way(stage: Stage, program: Program) -> None:

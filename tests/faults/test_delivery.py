@@ -7,47 +7,16 @@ from __future__ import annotations
 
 import json
 import random
-import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from relay.simnet.process import SimProcess
-from relay.simnet.world import WorldSpec
 from tests.faults.stage import Stage
-from tests.support.delivery_world import DeliveryWorld
-from tests.support.waiting import wait_until
+from tests.support.delivery_world import RESTS_S, DeliveryWorld
+from tests.support.waiting import let_pass, wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
-
-SHORT_S, LONG_S = 5.0, 60.0
-RESTS_S = 120.0
-RATE = 120.0  # writers' actions a second
-
-
-@pytest.fixture
-def seconds(is_long: bool, request: pytest.FixtureRequest) -> float:
-    """How long things go wrong."""
-    minutes: float | None = request.config.getoption("--minutes")
-    if minutes is not None:
-        return 60.0 * minutes
-    return LONG_S if is_long else SHORT_S
-
-
-@pytest.fixture
-def network(session_seed: int) -> Iterator[SimProcess]:
-    spec = WorldSpec(
-        seed=session_seed,
-        accounts=60,
-        hosts=2,
-        sizes=(0, 1, 900),
-        median_records=40,
-        max_records=400,
-        inactive_share=0.1,
-    )
-    with SimProcess(spec) as network:
-        yield network
 
 
 @pytest.fixture(autouse=True)
@@ -56,34 +25,11 @@ def own_database(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_DSN", dsn)
 
 
-def begin(world: DeliveryWorld) -> None:
-    """Start the relay and the writers; return when operations flow."""
-    network = world.network
-    assert isinstance(network, SimProcess)
-    network.start_writers(RATE, threads=1, seed=1)
-    world.start()
-    wait_until(lambda: world.operations > 0, "the first operations")
-
-
-def let_pass(seconds: float) -> None:
-    threading.Event().wait(seconds)
-
-
-def end(world: DeliveryWorld) -> None:
-    """No more writing; the relay does what is left, and the judge looks."""
-    network = world.network
-    assert isinstance(network, SimProcess)
-    network.stop_writers()
-    world.come_to_rest(deadline_s=RESTS_S)
-    world.judge()
-    print(world.figures())
-
-
 def test_an_ingester_that_is_killed_and_started_again(
     network: SimProcess, stage: Stage, seconds: float, rng: random.Random
 ) -> None:
     with DeliveryWorld(stage, network) as world:
-        begin(world)
+        world.begin()
         ends_at = time.monotonic() + seconds
         kills = 0
         while time.monotonic() < ends_at:
@@ -93,7 +39,7 @@ def test_an_ingester_that_is_killed_and_started_again(
             world.seats[0].start()
             kills += 1
         print(f"{kills} kills")
-        end(world)
+        world.end()
 
 
 @pytest.mark.parametrize("ingesters", [1, 3])
@@ -101,7 +47,7 @@ def test_an_ingester_that_accepts_and_never_acknowledges(
     ingesters: int, network: SimProcess, stage: Stage, seconds: float
 ) -> None:
     with DeliveryWorld(stage, network, ingesters=ingesters, env={"DELIVERY_ACK_TIMEOUT_SEC": "1"}) as world:
-        begin(world)
+        world.begin()
         world.seats[0].restart("never-ack=1")
         address = world.seats[0].address
         reason = "ack_timeout" if ingesters == 1 else "failed_over"
@@ -109,7 +55,7 @@ def test_an_ingester_that_accepts_and_never_acknowledges(
         let_pass(seconds)
         if ingesters == 1:
             world.seats[0].restart()
-        end(world)
+        world.end()
 
 
 @pytest.mark.parametrize("fault", ["ack-delay=0.3", "ack-stale=1", "ack-twice=1"])
@@ -117,28 +63,28 @@ def test_acknowledgements_that_are_late_or_out_of_order_or_come_twice(
     fault: str, network: SimProcess, stage: Stage, seconds: float
 ) -> None:
     with DeliveryWorld(stage, network, faults=(fault,)) as world:
-        begin(world)
+        world.begin()
         let_pass(seconds)
         if fault == "ack-stale=1":
             assert world.seats[0].witness.streams > 1, "an acknowledgement that cannot be right ends the stream"
             world.seats[0].restart()
-        end(world)
+        world.end()
 
 
 def test_retry_for_a_while(network: SimProcess, stage: Stage, seconds: float) -> None:
     with DeliveryWorld(stage, network, faults=(f"retry-for={max(3.0, seconds / 2):g}",)) as world:
-        begin(world)
+        world.begin()
         address = world.seats[0].address
         wait_until(lambda: world.reasons().get(address) == "retry", "away for answering RETRY")
         let_pass(seconds)
-        end(world)
+        world.end()
         assert world.metric("relay_dead_letters_total") == 0, "no operation is to blame"
 
 
 def test_one_operation_in_a_hundred_is_rejected(network: SimProcess, stage: Stage, seconds: float) -> None:
     # Records only: to reject a REPO_END is to quarantine its repo. These letters of an rkey are a time's last digits.
     with DeliveryWorld(stage, network, faults=("reject-match=^(CREATE|UPDATE|DELETE) .*[a-j]a..$",)) as world:
-        begin(world)
+        world.begin()
         let_pass(seconds)
         network.stop_writers()
         world.come_to_rest(deadline_s=RESTS_S)
@@ -164,16 +110,16 @@ def test_a_stream_that_is_closed_every_hundred_batches(
     network: SimProcess, stage: Stage, seconds: float, is_long: bool
 ) -> None:
     with DeliveryWorld(stage, network, faults=(f"close-every={100 if is_long else 20}",)) as world:
-        begin(world)
+        world.begin()
         let_pass(seconds)
         wait_until(lambda: world.seats[0].witness.streams > 2, "closed streams")
-        end(world)
+        world.end()
 
 
 def test_packets_that_are_dropped(network: SimProcess, stage: Stage, seconds: float) -> None:
     env = {"DELIVERY_ACK_TIMEOUT_SEC": "1"}
     with DeliveryWorld(stage, network, ingesters=3, with_proxy=True, env=env) as world:
-        begin(world)
+        world.begin()
         far = world.seats[1]
         assert far.proxy is not None
         far.proxy.stall()
@@ -182,13 +128,13 @@ def test_packets_that_are_dropped(network: SimProcess, stage: Stage, seconds: fl
         far.proxy.resume()
         wait_until(lambda: world.reasons().get(far.address) == "", "back again")
         let_pass(seconds / 2)
-        end(world)
+        world.end()
         assert world.metric("relay_moved_repos_total") > 0
 
 
 def test_all_ingesters_away_under_load(network: SimProcess, stage: Stage, seconds: float) -> None:
     with DeliveryWorld(stage, network, ingesters=3, env={"DELIVERY_QUEUE_OPERATIONS": "100"}) as world:
-        begin(world)
+        world.begin()
         for seat in world.seats:
             seat.kill()
         wait_until(lambda: all(world.reasons().values()), "all away")
@@ -200,24 +146,24 @@ def test_all_ingesters_away_under_load(network: SimProcess, stage: Stage, second
         seen = world.operations
         for seat in world.seats:
             seat.start()
-        end(world)
+        world.end()
         assert world.operations > seen
 
 
 def test_one_of_three_away_for_ever(network: SimProcess, stage: Stage, seconds: float) -> None:
     with DeliveryWorld(stage, network, ingesters=3) as world:
-        begin(world)
+        world.begin()
         world.seats[2].kill()
         address = world.seats[2].address
         wait_until(lambda: world.reasons().get(address) == "failed_over", "the others have its repos")
         let_pass(seconds)
-        end(world)
+        world.end()
         assert world.reasons()[address] == "failed_over"
 
 
 def test_a_rolling_restart_of_three(network: SimProcess, stage: Stage, seconds: float) -> None:
     with DeliveryWorld(stage, network, ingesters=3) as world:
-        begin(world)
+        world.begin()
         ends_at = time.monotonic() + seconds
         turns = 0
         while time.monotonic() < ends_at or turns < 3:
@@ -229,7 +175,7 @@ def test_a_rolling_restart_of_three(network: SimProcess, stage: Stage, seconds: 
             wait_until(lambda seat=seat: world.reasons().get(seat.address) == "", "back again")  # type: ignore[misc]
             turns += 1
         print(f"{turns} restarts")
-        end(world)
+        world.end()
 
 
 def test_an_ingester_more_where_each_keeps_its_own_shard(network: SimProcess, stage: Stage) -> None:
@@ -240,8 +186,8 @@ def test_an_ingester_more_where_each_keeps_its_own_shard(network: SimProcess, st
         world.start("backfill", "--all", INGESTER_ADDRESSES=world.seats[0].address)
         assert world.relay.wait(RESTS_S) == 0, str(world.relay)
         assert world.seats[1].witness.operations() == 0
-        begin(world)
+        world.begin()
         moved = world.relay.wait_for_line(r"shards_compared repos_moved=(\d+)")
         assert int(moved[1]) > 0
         wait_until(lambda: world.seats[1].witness.operations() > 0, "the new ingester gets what is its own now")
-        end(world)
+        world.end()

@@ -16,19 +16,23 @@ from tests.faults.stage import Stage, free_port
 from tests.support.live_world import LiveWorld
 from tests.support.processes import Program
 from tests.support.proxy import Proxy
-from tests.support.witness import Witness
+from tests.support.waiting import wait_until
+from tests.support.witness import Ledger, Witness
 
+RATE = 120.0
+"""Writers' actions a second."""
+RESTS_S = 120.0
 QUICK_DELIVERY = {"DELIVERY_ACK_TIMEOUT_SEC": "3", "DELIVERY_FAILOVER_AFTER_SEC": "1"}
 
 
 class Seat:
     """One ingester: the program comes and goes, what stands before it stays."""
 
-    def __init__(self, stage: Stage, contexts: contextlib.ExitStack, *, with_proxy: bool) -> None:
+    def __init__(self, stage: Stage, contexts: contextlib.ExitStack, ledger: Ledger, *, with_proxy: bool) -> None:
         self._stage = stage
         self._port = free_port()
         self.program: Program | None = None
-        self.witness = contexts.enter_context(Witness(f"127.0.0.1:{self._port}"))
+        self.witness = contexts.enter_context(Witness(f"127.0.0.1:{self._port}", ledger))
         self.proxy: Proxy | None = None
         self.address = self.witness.address
         if with_proxy:
@@ -68,15 +72,31 @@ class DeliveryWorld(LiveWorld):
     ) -> None:
         super().__init__(stage, network, env={**QUICK_DELIVERY, **dict(env or {})})
         self.seats: list[Seat] = []
+        self.ledger = Ledger()
         self._ingesters, self._faults, self._with_proxy = ingesters, faults, with_proxy
 
     def __enter__(self) -> DeliveryWorld:
         for _ in range(self._ingesters):
-            seat = Seat(self.stage, self._contexts, with_proxy=self._with_proxy)
+            seat = Seat(self.stage, self._contexts, self.ledger, with_proxy=self._with_proxy)
             seat.start(*self._faults)
             self.seats.append(seat)
         self.env["INGESTER_ADDRESSES"] = ",".join(seat.address for seat in self.seats)
         return self
+
+    def begin(self, rate: float = RATE) -> None:
+        """Start the writers and the relay; return when operations flow."""
+        assert isinstance(self.network, SimProcess)
+        self.network.start_writers(rate, threads=1, seed=1)
+        self.start()
+        wait_until(lambda: self.operations > 0, "the first operations")
+
+    def end(self, *, deadline_s: float = RESTS_S) -> None:
+        """No more writing; the relay does what is left, the judge looks, and the figures are printed."""
+        assert isinstance(self.network, SimProcess)
+        self.network.stop_writers()
+        self.come_to_rest(deadline_s=deadline_s)
+        self.judge()
+        print(self.figures())
 
     def judge(self, *, live: bool = True) -> None:
         super().judge(live=live)
@@ -115,7 +135,7 @@ class DeliveryWorld(LiveWorld):
         misordered = self.misordered if misordered is None else misordered
         streams = sum(seat.witness.streams for seat in self.seats)
         return (
-            f"operations: {self.metric('relay_operations_delivered_total'):,} delivered,"
-            f" {self.metric('relay_operations_redelivered_total'):,} redelivered, {lost} lost, {misordered} misordered;"
-            f" {self.metric('relay_moved_repos_total'):,} repos moved, {streams} streams, {self.operations:,} seen"
+            f"operations: {self.ledger.operations:,} delivered, {self.ledger.again:,} redelivered, {lost} lost,"
+            f" {misordered} misordered; over {streams} streams;"
+            f" {self.metric('relay_moved_repos_total'):,} repos moved by the relay that runs"
         )

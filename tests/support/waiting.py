@@ -21,3 +21,8 @@ def wait_until(condition: Callable[[], object], what: str, *, deadline_s: float 
         if time.monotonic() >= ends_at:
             raise NotInTime(f"not within {deadline_s:g} s: {what}")
         _never.wait(_POLL_S)
+
+
+def let_pass(seconds: float) -> None:
+    """Let a fault last. Not for synchronising: nothing is known of what has happened meanwhile."""
+    _never.wait(seconds)

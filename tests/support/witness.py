@@ -136,13 +136,37 @@ def _of_snapshot(repo: _Repo, op: pb.Operation) -> str:
     return "" if op.rev == repo.running else f"inside of the snapshot {repo.running}"
 
 
+class Ledger:
+    """What was seen at least once, by all witnesses that share it; what is seen another time is `again`. About 100 bytes each."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards all below
+        self._seen: set[int] = set()
+        self.again = 0
+
+    def note(self, op: pb.Operation) -> None:
+        of_notice = (op.time_us, op.account.status) if op.type in (pb.ACCOUNT, pb.IDENTITY) else ()
+        key = hash((op.type, op.did, op.collection, op.rkey, op.rev, op.cid, *of_notice))
+        with self._lock:
+            if key in self._seen:
+                self.again += 1
+            self._seen.add(key)
+
+    @property
+    def operations(self) -> int:
+        """How many different ones."""
+        with self._lock:
+            return len(self._seen)
+
+
 class Witness:
     """A gRPC server before the ingester at `target`. A context manager. While the ingester is away, so is this one.
 
     `violations` are all of them, in words; `history` tells what came of one DID; `counts` counts operations by type and source.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, ledger: Ledger | None = None) -> None:
+        self.ledger = ledger or Ledger()
         self.violations: list[str] = []
         self.counts: Counter[tuple[str, str]] = Counter()
         self.streams = 0
@@ -233,6 +257,7 @@ class Witness:
                 past = self._history[op.did]
                 past.append(seen)
                 self.counts[pb.OperationType.Name(op.type), pb.Source.Name(op.source)] += 1
+                self.ledger.note(op)
                 if problem := judge.watch(op):
                     lines = [f"  {each}" for each in list(past)[-_SHOWN:]]
                     self.violations.append("\n".join([f"{op.did}: {problem}", *lines]))
