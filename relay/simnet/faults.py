@@ -241,6 +241,15 @@ class FaultPlan:
                 counts[fault.kind.value] += self._fired[index]
             return dict(counts)
 
+    def struck(self, kind: FaultKind) -> set[str]:
+        """Return the DIDs that a fault of this kind struck."""
+        with self._lock:
+            return {
+                did
+                for (index, did), count in self._fired_for.items()
+                if count > 0 and did is not None and self.faults[index].kind is kind
+            }
+
     def _strikes(self, index: int, fault: Fault, place: Place) -> bool:
         if fault.times is not None and self._fired[index] >= fault.times:
             return False

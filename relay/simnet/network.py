@@ -12,7 +12,7 @@ from relay.simnet.answers import App, Request, Response, json_response
 from relay.simnet.author import Mix
 from relay.simnet.corpus import Corpus
 from relay.simnet.events import Event, EventLog
-from relay.simnet.faults import Fault, FaultPlan
+from relay.simnet.faults import Fault, FaultKind, FaultPlan
 from relay.simnet.http import HttpServer
 from relay.simnet.pds import Pds, RateLimit
 from relay.simnet.plc import Plc
@@ -181,6 +181,10 @@ class SimNetwork:
         """Return how often each kind of the plan in force fired."""
         return self.plan.fired()
 
+    def struck(self, kind: FaultKind) -> set[str]:
+        """Return the DIDs that a fault of this kind, of the plan in force, struck."""
+        return self.plan.struck(kind)
+
     def write(self, commits: int, dids: Sequence[str] | None = None) -> Written:
         return self.world.write_some(commits, dids)
 
@@ -256,6 +260,8 @@ class SimNetwork:
                 self.set_faults(faults, seed=command.get("seed", 0))
             case "fault_counts":
                 return self.fault_counts()
+            case "struck":
+                return {"dids": sorted(self.struck(FaultKind(command["kind"])))}
             case "traffic":
                 bytes_sent = self.traffic.repo_bytes()
                 return {"requests": self.traffic.requests(), "repos": self.traffic.repos(), "repo_bytes": bytes_sent}

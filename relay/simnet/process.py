@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from relay.simnet.author import Mix
-from relay.simnet.faults import Fault
+from relay.simnet.faults import Fault, FaultKind
 from relay.simnet.upstream import OUTBOX_EVENTS
 from relay.simnet.world import AccountTruth, WorldSpec, Written
 
@@ -119,6 +119,9 @@ class SimProcess:
 
     def fault_counts(self) -> dict[str, int]:
         return self.control(do="fault_counts")
+
+    def struck(self, kind: FaultKind) -> set[str]:
+        return set(self.control(do="struck", kind=kind.value)["dids"])
 
     def write(self, commits: int, dids: Sequence[str] | None = None) -> Written:
         return Written(**self.control(do="write", commits=commits, dids=dids))

@@ -254,7 +254,7 @@ class Stage:
             if name.strip() in ("engine", "verify", "ingester", "postgres", "tailer")
         )
         supervisor = (after.cpu_s["supervisor"] - before.cpu_s["supervisor"]) / events
-        verify = (after.cpu_s["verify"] - before.cpu_s["verify"]) / events
+        verify = (after.cpu_s["verify"] - before.cpu_s.get("verify", 0.0)) / events
         print(
             f"backlog: {events:,} events in {took:.1f} s, {events / took:,.0f} events/s; busiest {busy[1]}, {busy[0] / took:.0%} of a core; "
             f"of its own core: supervisor {1 / supervisor:,.0f} events/s {supervisor * reference:.0f} x reference, verify worker {1 / verify:,.0f} events/s {verify * reference:.0f} x reference"

@@ -75,6 +75,7 @@ class LiveWorld:
         self.env = {**QUICK, "PLC_URL": network.plc_url, "FIREHOSE_HOST": network.firehose_url, **dict(env or {})}
         self.kills: Counter[str] = Counter()
         self.fired: Counter[str] = Counter()
+        self.misled: set[str] = set()  # DIDs of which the directory served an old document
         self._murmured_at = 0.0
         self._port = free_port()
         self._is_judged = judge
@@ -186,6 +187,7 @@ class LiveWorld:
 
     def _count_faults(self) -> None:
         self.fired.update(self.network.fault_counts())
+        self.misled |= self.network.struck(FaultKind.STALE_DOCUMENT)
 
     def kill(self, victim: str, rng: random.Random) -> bool:
         """SIGKILL one of VICTIMS, and start again what does not start by itself. False: there was none at that moment."""
@@ -281,11 +283,11 @@ class LiveWorld:
     def _wait_for_identities(self, found: Sequence[Difference]) -> bool:
         """Whether these stay until the accounts' next `#identity`, rightly.
 
-        A handle that changed within a hole stands in no listing. And while the directory served old documents, nobody could know.
+        A handle that changed within a hole stands in no listing. And whose document the directory served as it was before, of that
+        account nobody could know.
         """
-        if self.fired[FaultKind.STALE_DOCUMENT.value]:
-            return True
-        return any(self.fired[kind.value] for kind in _HOLES) and all(map(_is_of_a_handle, found))
+        has_hole = any(self.fired[kind.value] for kind in _HOLES)
+        return all(each.did in self.misled or (has_hole and _is_of_a_handle(each)) for each in found)
 
     def _lasting_differences(self, is_right: Callable[[list[Difference]], bool], live: bool) -> list[Difference]:
         """Return what differs when it is right, or when it has had its time."""

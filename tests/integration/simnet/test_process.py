@@ -43,6 +43,7 @@ def test_faults_writes_and_counters_go_through_the_control_port() -> None:
         process.set_faults([Fault(kind=FaultKind.STATUS, endpoint="plc", status=500, times=1)], seed=4)
         assert [requests.get(url, timeout=10).status_code for _ in range(2)] == [500, 200]
         assert process.fault_counts() == {"status": 1}
+        assert process.struck(FaultKind.STATUS) == {process.dids()[0]}
         before = {account.did: account.rev for account in process.truth()}
         written = process.write(5)
         assert written.creates + written.updates + written.deletes == 5

@@ -311,10 +311,13 @@ def test_a_stale_document_is_the_one_before_the_last_change(simnet: SimNetwork) 
     simnet.set_faults([Fault(kind=FaultKind.STALE_DOCUMENT, per_did=2)])
     assert requests.get(url, timeout=10).json()["verificationMethod"][0]["publicKeyMultibase"] == old
     assert simnet.fault_counts() == {"stale_document": 0}  # there was no other document yet
+    assert simnet.struck(FaultKind.STALE_DOCUMENT) == set()
     simnet.world.rotate_key(account.did)
     keys = [requests.get(url, timeout=10).json()["verificationMethod"][0]["publicKeyMultibase"] for _ in range(3)]
     assert keys == [old, old, account.multikey]
     assert simnet.fault_counts() == {"stale_document": 2}
+    assert simnet.struck(FaultKind.STALE_DOCUMENT) == {account.did}
+    assert simnet.struck(FaultKind.NO_KEY) == set()
 
 
 @pytest.mark.parametrize("kind", [FaultKind.NO_KEY, FaultKind.NO_PDS, FaultKind.OTHER_DOCUMENT])
