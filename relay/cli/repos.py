@@ -16,10 +16,12 @@ from relay.config.addresses import http_form
 from relay.config.load import Loaded
 from relay.model import RepoState
 from relay.observe import words
-from relay.repos.shown import list_entry, show_entry
+from relay.repos.shown import list_entry
+from relay.repos.story import story_entry, story_lines
 from relay.store import repos
 from relay.store.pool import Database
 from relay.store.repos import RepoRow
+from relay.store.stories import load_story
 
 _PAGE = 1000
 
@@ -35,7 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     listing.add_argument("--host", type=_host, help="only repos of this PDS, as https://pds.example")
     listing.add_argument("--limit", type=_limit, help="stop after this many")
-    show = actions.add_parser("show", help="everything that is known of some repos")
+    show = actions.add_parser("show", help="the whole story of some repos: what each is now, and how it came to be so")
     show.add_argument("dids", nargs="+", metavar="DID", help="such as did:plc:…")
     show.add_argument("--json", action="store_true", help="one JSON object a line")
 
@@ -83,33 +85,18 @@ def _pages(database: Database, states: list[RepoState], host: str | None, limit:
 
 
 def _show(database: Database, dids: list[str], out: TextIO, *, as_json: bool) -> int:
-    with database.transaction("show repos") as cur:
-        found = repos.load(cur, dids)
+    is_complete = True
     for did in dict.fromkeys(dids):
-        if did not in found:
+        with database.transaction("show a repo") as cur:
+            story = load_story(cur, did)
+        if story is None:
             print(f"{did}: not known here", file=sys.stderr)
-            continue
-        entry = show_entry(found[did])
-        if as_json:
-            out.write(orjson.dumps(entry).decode() + "\n")
-            continue
-        out.write(f"{did}{'' if found[did].tracked else '  (removed: not tracked any more)'}\n")
-        out.writelines(
-            f"  {name:<18} {_text(value)}\n" for name, value in entry.items() if name not in ("did", "tracked")
-        )
-    return Exit.OK if all(did in found for did in dids) else Exit.CANNOT_GO_ON
-
-
-def _text(value: object) -> str:
-    if value is None or value == "":
-        return words.UNKNOWN
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(str(each) for each in value) or "all collections"
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_text(each)}" for name, each in value.items())
-    return str(value)
+            is_complete = False
+        elif as_json:
+            out.write(orjson.dumps(story_entry(story)).decode() + "\n")
+        else:
+            out.writelines(f"{line}\n" for line in story_lines(story))
+    return Exit.OK if is_complete else Exit.CANNOT_GO_ON
 
 
 def _host(text: str) -> str:

@@ -125,7 +125,9 @@ _WRITTEN = tuple(
 _written_values = attrgetter(*_WRITTEN)
 _PARTS = load_statements("repos")
 _SQL = {
-    name: text.replace("{columns}", _COLUMNS).replace("{fetch_again}", _PARTS["fetch_again"])
+    name: text.replace("{columns}", _COLUMNS)
+    .replace("{noted}", _PARTS["noted"])
+    .replace("{fetch_again}", _PARTS["fetch_again"])
     for name, text in _PARTS.items()
 }
 

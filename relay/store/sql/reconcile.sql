@@ -117,6 +117,8 @@ SET state = CASE WHEN v.verdict <> 'newer' THEN r.state WHEN r.host IS NULL THEN
     next_attempt_at = CASE WHEN v.verdict = 'newer' THEN to_timestamp(%(now)s) ELSE r.next_attempt_at END,
     rev_heard = CASE WHEN v.verdict IN ('newer', 'heard') THEN greatest(r.rev_heard, v.rev COLLATE "C") ELSE r.rev_heard END,
     check_due = CASE v.verdict WHEN 'status' THEN 'status' WHEN 'commit' THEN coalesce(r.check_due, 'commit') ELSE r.check_due END,
+    history = CASE WHEN v.verdict <> 'newer' THEN r.history
+              ELSE repo_noted(r.history, to_timestamp(%(now)s), CASE WHEN r.host IS NULL THEN 'discovered' ELSE 'pending' END, 'newer_rev') END,
     updated_at = to_timestamp(%(now)s)
 FROM json_to_recordset(%(rows)s) AS v (did text, verdict text, rev text)
 WHERE r.did = v.did COLLATE "C"

@@ -55,6 +55,8 @@ WITH known AS MATERIALIZED (
         next_attempt_at = CASE d.verdict WHEN 'keep' THEN r.next_attempt_at ELSE to_timestamp(%(now)s) END,
         tracked = true,
         batch = coalesce(%(batch)s, r.batch),
+        history = CASE d.verdict WHEN 'keep' THEN r.history
+                  ELSE repo_noted(r.history, to_timestamp(%(now)s), d.new_state, CASE d.verdict WHEN 'newer' THEN 'newer_rev' ELSE 'listed' END) END,
         updated_at = to_timestamp(%(now)s)
     FROM decided d
     WHERE r.did = d.did AND d.wanted
@@ -69,7 +71,8 @@ GROUP BY 1, 2, 3, 4, 5, 6;
 -- requeue_uncovered(dids, insufficient, batch, now)      called by repos.requeue_uncovered, after upsert_discovered of the same DIDs
 -- Primary key.
 UPDATE repo
-SET state = 'pending', reason = 'filter', attempts = 0, next_attempt_at = to_timestamp(%(now)s), updated_at = to_timestamp(%(now)s)
+SET state = 'pending', reason = 'filter', attempts = 0, next_attempt_at = to_timestamp(%(now)s), updated_at = to_timestamp(%(now)s),
+    history = repo_noted(history, to_timestamp(%(now)s), 'pending', 'filter')
 WHERE did = ANY(%(dids)s) AND state = 'synced' AND tracked
   AND (covers IS NULL OR covers = ANY(%(insufficient)s))
   AND (%(batch)s IS NULL OR batch = %(batch)s);
@@ -118,6 +121,17 @@ ORDER BY next_attempt_at LIMIT %(limit)s;
 -- A row that is pending was made so by somebody else meanwhile (a filter that widened, a resync): our own are active until this write.
 (v.state = 'synced' AND (r.again IS NOT NULL OR r.state = 'pending' OR r.rev_heard > greatest(v.rev_heard COLLATE "C", v.rev, '')))
 
+-- noted() -> text[], an expression over r and v      part of store_rows
+-- The history with what this write has out of the ordinary. On the straight way to synced, and for what a stream brings, no branch is taken.
+CASE WHEN {fetch_again} THEN
+         CASE r.state WHEN 'pending' THEN r.history ELSE repo_noted(r.history, now(), 'pending', coalesce(r.again, 'newer_rev')) END
+     WHEN v.reason IS NOT NULL AND (v.reason <> coalesce(r.reason, '') OR v.state <> r.state OR v.attempts > r.attempts) THEN
+         repo_noted(r.history, now(), v.state, v.reason, v.attempts, v.last_error, v.host, r.host)
+     WHEN v.host <> r.host THEN repo_noted(r.history, now(), v.state, 'moved', NULL, NULL, v.host, r.host)
+     WHEN r.state = 'inactive' AND v.state <> 'inactive' THEN repo_noted(r.history, now(), v.state, 'active_again')
+     WHEN r.history IS NOT NULL AND v.state = 'synced' AND r.state <> 'synced' THEN repo_noted(r.history, now(), v.state, NULL)
+     ELSE r.history END
+
 -- store_rows(rows json) -> did, state, state asked for      called by the checkpointer, 1 to 4,000 rows at a time
 -- Primary key, in DID order (a function's rows are probed one after the other); 30,000 rows/s at 1,000 rows a call.
 -- What others may have written meanwhile stands: rev_heard and rev_begun never fall, a check_due that the writer has not seen stays, another fetch that was asked for happens.
@@ -144,6 +158,7 @@ WITH written AS (
         records = v.records,
         bytes = v.bytes,
         last_error = v.last_error,
+        history = {noted},
         updated_at = now(),
         synced_at = to_timestamp(v.synced_at)
     FROM json_to_recordset(%(rows)s) AS v (
@@ -262,7 +277,7 @@ WHERE repo.did = ANY(%(dids)s);
 WITH chosen AS MATERIALIZED (
     SELECT did FROM repo WHERE did = ANY(%(dids)s) AND tracked ORDER BY did FOR UPDATE
 )
-UPDATE repo SET tracked = false, batch = NULL, check_due = NULL, updated_at = now()
+UPDATE repo SET tracked = false, batch = NULL, check_due = NULL, history = repo_noted(history, now(), state, 'removed'), updated_at = now()
 FROM chosen WHERE repo.did = chosen.did;
 
 -- selected(after, host, changed_since, limit) -> did, is it one of them      called by `repos resync`, page by page
@@ -289,6 +304,8 @@ SET state = CASE WHEN r.state IN ('active', 'inactive', 'discovered') THEN r.sta
     tell_active = CASE WHEN c.tell_again THEN r.told_active ELSE r.tell_active END,
     tell_status = CASE WHEN c.tell_again THEN r.told_status ELSE r.tell_status END,
     tell_time_us = CASE WHEN c.tell_again THEN r.told_time_us + 1 ELSE r.tell_time_us END,
+    history = repo_noted(r.history, to_timestamp(%(now)s),
+                         CASE WHEN r.state IN ('active', 'inactive', 'discovered') THEN r.state WHEN r.host IS NULL THEN 'discovered' ELSE 'pending' END, 'resync'),
     updated_at = to_timestamp(%(now)s)
 FROM chosen c WHERE r.did = c.did
 RETURNING c.state, r.state;
@@ -296,5 +313,6 @@ RETURNING c.state, r.state;
 -- give_up_host(host, now)      called by backfill.scheduler: in a batch, a host that has answered nobody for long
 -- Index repo_pending. One statement: such a host may have a hundred thousand repos, and one after the other would take days.
 UPDATE repo
-SET state = 'quarantined', reason = 'host_down', last_error = 'the host answered nobody', updated_at = to_timestamp(%(now)s)
+SET state = 'quarantined', reason = 'host_down', last_error = 'the host answered nobody', updated_at = to_timestamp(%(now)s),
+    history = repo_noted(history, to_timestamp(%(now)s), 'quarantined', 'host_down')
 WHERE state = 'pending' AND tracked AND host = %(host)s AND batch IS NOT NULL;

@@ -23,6 +23,7 @@ WITH due AS (
 UPDATE repo r
 SET state = CASE WHEN r.host IS NULL THEN 'discovered' ELSE 'pending' END, reason = NULL, attempts = 0,
     next_attempt_at = to_timestamp(%(now)s), retry_at = NULL, retried_at = to_timestamp(%(now)s), retries = coalesce(r.retries, 0) + 1,
+    history = repo_noted(r.history, to_timestamp(%(now)s), CASE WHEN r.host IS NULL THEN 'discovered' ELSE 'pending' END, 'retry'),
     updated_at = to_timestamp(%(now)s)
 FROM due WHERE r.did = due.did
 RETURNING due.state, r.state;

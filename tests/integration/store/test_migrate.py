@@ -108,4 +108,4 @@ def test_revs_and_dids_compare_bytewise(database: Database) -> None:
             "WHERE attrelid = 'repo'::regclass AND attnum > 0 AND c.collname <> 'C'"
         )
         free_text = {row[0] for row in cur.fetchall()}
-    assert free_text == {"told_status", "tell_status", "tell_handle", "tell_pds", "shard", "last_error"}
+    assert free_text == {"told_status", "tell_status", "tell_handle", "tell_pds", "shard", "last_error", "history"}
