@@ -110,7 +110,10 @@ class IncidentView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Targets:
-    """The targets of a batch; `final` once the enumeration is over. Null numbers: there is no batch."""
+    """The targets of a batch; `final` once the enumeration is over. Null numbers: there is no batch.
+
+    `bytes_left` is an estimate: those left are as large as those that were fetched.
+    """
 
     total: int | None = None
     done: int | None = None
@@ -119,6 +122,7 @@ class Targets:
     quarantined: int | None = None
     final: bool = False
     eta_s: float | None = None
+    bytes_left: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +134,7 @@ class Backlog:
 
     repos: int | None = None
     eta_s: float | None = None
+    bytes_left: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,6 +75,7 @@ class Observer:
         self._started = time.monotonic()
         self._repos_rate, self._records_rate, self._bytes_rate = RateMeter(), RateMeter(), RateMeter()
         self._operations_rate = RateMeter()
+        self._host_rates: dict[str, RateMeter] = {}  # of the hosts that are shown
         self._eta, self._backlog = EtaMeter(), BacklogMeter()
         self._added = Added().since
         self._tail = TailShown(metrics, max_open_frames=machine.settings.firehose.max_open_frames)
@@ -104,11 +105,11 @@ class Observer:
         target_view, backlog = Targets(), Backlog()
         if machine.keeper.batch is None and any(counts.values()):
             left = sum(max(0, number) for state, number in counts.items() if state not in FINISHED)
-            self._backlog.update(now, left)
-            backlog = Backlog(repos=left, eta_s=self._backlog.eta_s())
+            self._backlog.update(now, left, finished=finished, size=totals.bytes_fetched)
+            backlog = Backlog(repos=left, eta_s=self._backlog.eta_s(), bytes_left=_whole(self._backlog.bytes_left()))
         elif machine.keeper.batch is not None:
             total = sum(targets.values())
-            self._eta.update(now, done, total)
+            self._eta.update(now, done, total, totals.bytes_fetched)
             target_view = Targets(
                 total=total,
                 done=done,
@@ -117,6 +118,7 @@ class Observer:
                 quarantined=targets[RepoState.QUARANTINED],
                 final=not listing.running,
                 eta_s=self._eta.eta_s(),
+                bytes_left=_whole(self._eta.bytes_left()),
             )
         self._noticed.look(now)
         tail = machine.tail_view()
@@ -124,6 +126,9 @@ class Observer:
         if tail is not None:
             firehose = self._tail.look(tail, machine.keeper.buffer, now=now, wall=time.time())
         hosts = machine.gate.snapshot(HOSTS_SHOWN)
+        self._host_rates = {each.host: self._host_rates.get(each.host) or RateMeter() for each in hosts}
+        for each in hosts:
+            self._host_rates[each.host].update(now, each.started)
         self.snapshot = StatusSnapshot(
             instance=self._instance,
             phase=self.phase,
@@ -181,6 +186,7 @@ class Observer:
                     host=each.host,
                     state="down" if each.is_open else "waiting" if each.paused_for_s > 0 else "ok",
                     connections=each.in_flight,
+                    requests_per_s=self._host_rates[each.host].rate(),
                     limit_per_s=machine.settings.backfiller.host_requests_per_sec,
                     wait_s=each.paused_for_s,
                     done=each.started - each.failed - each.limited,
@@ -284,3 +290,7 @@ class Observer:
         checkpointer = machine.checkpointer
         metrics.checkpoints.inc(self._added("checkpoints", checkpointer.stored))
         metrics.checkpoint_age.set(time.monotonic() - checkpointer.stored_at)
+
+
+def _whole(number: float | None) -> int | None:
+    return None if number is None else round(number)
