@@ -91,7 +91,7 @@ def _settings(loaded: Loaded, plc_url: str, relay_url: str, folder: Path) -> Any
         "relay.name": "demo",
         "relay.data_dir": str(folder),
         "metrics.port": 0,
-        "log_level": "warning" if loaded.is_default("log_level") else loaded.settings.log_level,
+        "log_level": "warning" if loaded.is_left_alone("log_level") else loaded.settings.log_level,
         "log_format": loaded.settings.log_format,
     }
     environ = {name: os.environ[name] for name in ("HOME", "PATH") if name in os.environ}

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as exc:
         print(f"relay: {exc}", file=sys.stderr)
         return Exit.USAGE
-    quiet = args.command not in LOGGING_COMMANDS and loaded.is_default("log_level")
+    quiet = args.command not in LOGGING_COMMANDS and loaded.is_left_alone("log_level")
     configure("warning" if quiet else loaded.settings.log_level, loaded.settings.log_format)
     try:
         return int(command.run(args, loaded))

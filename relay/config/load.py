@@ -64,6 +64,13 @@ class Loaded:
         """Tell whether nobody has set `key`: some commands choose for themselves then."""
         return self.origins[key].startswith(DEFAULT_PLACE)
 
+    def is_left_alone(self, key: str) -> bool:
+        """Tell whether nobody asks for `key` now: a file that says what the default is, as the shipped one does, asks for nothing."""
+        if self.origins[key].startswith(("environment", "--")):
+            return False
+        value, default = (reduce(getattr, key.split("."), each) for each in (self.settings, Settings()))
+        return bool(value == default)
+
 
 def load(
     path: str | Path | None,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from relay.net.errors import NetError, Stopped
 from relay.net.facts import NO_FACTS, HostFacts
-from relay.net.hosts import HostPolicy, HostTable, HostView, Outcome, outcome_of
+from relay.net.hosts import HostCounts, HostPolicy, HostTable, HostView, Outcome, outcome_of
 from relay.runtime.clock import Clock, SystemClock
 
 # A connection that another thread gives back wakes us through the condition; stopping and the clock only through this.
@@ -103,4 +103,8 @@ class HostGate:
                     return
                 delay = self._table.ready_at(host, now) - now
                 self._changed.wait(min(delay, _LONGEST_WAIT_S) if delay > 0 else _LONGEST_WAIT_S)
+    def count(self) -> HostCounts:
+        with self._changed:
+            return self._table.count(self._clock.monotonic())
+
         raise Stopped(f"{host}: stopping", host=host)

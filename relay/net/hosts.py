@@ -77,6 +77,15 @@ class HostView:
     failed: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostCounts:
+    """How many hosts are taken from, wait for what they asked for, or are silent (their breaker is open)."""
+
+    ok: int
+    waiting: int
+    down: int
+
+
 class _Host:
     __slots__ = (
         "answered_at",
@@ -238,6 +247,12 @@ class HostTable:
                 in_flight=entry.in_flight,
                 is_open=entry.open_until is not None,
                 paused_for_s=max(0.0, entry.paused_until - now),
+    def count(self, now: float) -> HostCounts:
+        """Return how many hosts are known here, and how."""
+        down = sum(entry.open_until is not None for entry in self._hosts.values())
+        waiting = sum(entry.open_until is None and entry.paused_until > now for entry in self._hosts.values())
+        return HostCounts(ok=len(self._hosts) - down - waiting, waiting=waiting, down=down)
+
                 silent_for_s=0.0 if entry.failing_since is None else now - entry.failing_since,
                 started=entry.started,
                 limited=entry.limited,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 from relay import __version__
 from relay.deliver.health import Away
@@ -15,7 +16,7 @@ from relay.deliver.segment import IngesterStatus
 from relay.discovery.progress import ReconcileView
 from relay.identity.resolver import Result
 from relay.model import RepoState
-from relay.observe.metrics import Arena, CacheResult, ChildRole, Metrics, Queue
+from relay.observe.metrics import Arena, CacheResult, ChildRole, HostState, Metrics, Queue
 from relay.observe.rates import BacklogMeter, EtaMeter, RateMeter
 from relay.observe.status import (
     Backlog,
@@ -98,7 +99,8 @@ class Observer:
         done = sum(targets[state] for state in FINISHED)
         finished = totals.synced + totals.inactive
         self._repos_rate.update(now, finished)
-        self._records_rate.update(now, totals.records)
+        records = self._records_delivered()
+        self._records_rate.update(now, records)
         self._bytes_rate.update(now, totals.bytes_fetched)
         delivered = sum(each.delivered_operations for each in ingesters)
         self._operations_rate.update(now, delivered)
@@ -139,7 +141,7 @@ class Observer:
             pid=os.getpid(),
             uptime_s=now - self._started,
             repos={state.value: max(0, counts[state]) for state in RepoState},
-            records_delivered=totals.records,
+            records_delivered=records,
             bytes_fetched=totals.bytes_fetched,
             rates=Rates(
                 repos_per_s=self._repos_rate.rate(),
@@ -205,6 +207,9 @@ class Observer:
         self._count(ingesters)
 
     def _judge_phase(self, ingesters: Sequence[IngesterStatus]) -> None:
+    def _records_delivered(self) -> int:
+        return self._machine.pipeline.totals.records + self._machine.keeper.records_delivered
+
         if self.phase in (Phase.DRAINING, Phase.STOPPED):
             return
         if self.store_away is not None:
@@ -260,11 +265,13 @@ class Observer:
         metrics.slots(Arena.CAR, pipeline.downloads.slots.in_use, machine.plan.car_slots)
         metrics.slots(Arena.OPERATIONS, pipeline.seats.slots_in_use, machine.plan.operation_slots)
         metrics.queue(Queue.STORE, machine.keeper.waiting)
+        if machine.live is not None:
+            metrics.slots(Arena.FRAMES, *machine.live.tailer.slots)
         metrics.queue(Queue.FETCH, pipeline.downloads.queued)
         metrics.queue(Queue.WORKER, len(pipeline.seats.queue))
         metrics.queue(Queue.LIVE, sum(each.queued_live for each in ingesters))
         metrics.queue(Queue.BACKFILL, sum(each.queued_backfill for each in ingesters))
-        metrics.records_delivered.inc(self._added("records", totals.records))
+        metrics.records_delivered.inc(self._added("records", self._records_delivered()))
         metrics.repo_finished(RepoState.SYNCED, int(self._added("synced", totals.synced)))
         metrics.repo_finished(RepoState.INACTIVE, int(self._added("inactive", totals.inactive)))
         metrics.repo_finished(RepoState.QUARANTINED, int(self._added("quarantined", totals.quarantined)))
@@ -286,6 +293,15 @@ class Observer:
             int(self._added("limited", waits + pipeline.resolves.limited_total)),
         )
         metrics.repos_in_memory.set(len(machine.keeper.residents))
+        metrics.hosts({HostState(state): count for state, count in asdict(machine.gate.count()).items()})
+        for each in ingesters:
+            metrics.ingester_health(
+                each.address,
+                healthy=each.healthy,
+                window_batches=each.window_batches,
+                round_trip_s=None if each.rtt_ms is None else each.rtt_ms / 1000,
+            )
+        metrics.firehose_followed.set(machine.live is not None)
         metrics.open_incidents.set(sum(each.closed_at is None for each in self._noticed.incidents))
         checkpointer = machine.checkpointer
         metrics.checkpoints.inc(self._added("checkpoints", checkpointer.stored))

@@ -12,6 +12,7 @@ from relay.admin.http import AdminHttp, CannotListen
 from relay.config.schema import Settings
 from relay.observe.log import get_logger
 from relay.observe.metrics import Metrics
+from relay.observe.processes import Process
 from relay.observe.status import Phase, StatusSnapshot, rfc3339
 from relay.store import instances
 from relay.store.statements import Cursor
@@ -55,6 +56,7 @@ class Presence:
     def plug(self, machine: Machine, observer: Observer) -> None:
         """From now on these are what is shown."""
         self._machine, self._observer = machine, observer
+        self._metrics.watch_children(self._children)
 
     # --- HTTP -----------------------------------------------------------------------------------------------------------
 
@@ -158,7 +160,14 @@ class Presence:
 
     def _metrics_page(self) -> bytes:
         self._metrics.healthy.set(self.health()[0] == 200)
+        self._metrics.ready.set(self._ready()[0] == 200)
+        self._metrics.phase(self._phase()[0])
         return self._metrics.render()
+
+    def _children(self) -> list[Process]:
+        """Return the children that live, as they were seen last. Any thread."""
+        workers = self.snapshot.workers
+        return [Process(role=each.role, number=each.number, pid=each.pid) for each in workers if each.pid is not None]
 
     def _snapshot(self, phase: Phase, reason: str) -> StatusSnapshot:
         return StatusSnapshot(

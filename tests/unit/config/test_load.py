@@ -372,3 +372,16 @@ def test_settings_can_be_built_by_hand_with_the_same_defaults() -> None:
     by_hand, loaded = Settings(), _load().settings
     assert by_hand.delivery == loaded.delivery
     assert by_hand.firehose == loaded.firehose
+
+
+def test_a_file_that_says_what_the_default_is_asks_for_nothing_and_an_environment_that_does_asks(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("log_level: info\n")
+    assert load(file, {}).is_left_alone("log_level")
+    assert not load(file, {}).is_default("log_level")
+    assert not load(file, {"LOG_LEVEL": "info"}).is_left_alone("log_level")
+    assert not load(file, {}, {"log_level": ("info", "--log-level")}).is_left_alone("log_level")
+    file.write_text("log_level: debug\n")
+    assert not load(file, {}).is_left_alone("log_level")
