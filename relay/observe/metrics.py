@@ -8,8 +8,8 @@ call said.
 from __future__ import annotations
 
 import enum
+import os
 import threading
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import (
@@ -24,15 +24,18 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import HistogramMetricFamily
-from prometheus_client.registry import Collector
 
 from relay.model import Lane, OpType, RepoState, Source
+from relay.observe.declared import Declared
+from relay.observe.histogram import WeightedHistogram
+from relay.observe.processes import LABELS, Process, ProcessCosts
+from relay.observe.status import Phase
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-# Seconds; from a live operation on loopback to a backfill that waits for an ingester that was restarted.
-_DURATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+# Seconds; from a live operation on loopback to a backfill that waits for an ingester that was restarted. What is promised of the
+# slowest hundredth (50 ms, 200 ms) has to be a bound, or a histogram cannot tell whether it was kept.
+_DURATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _FETCH_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
 # States in which a commit is dropped, because a fetch that starts later contains it.
@@ -89,6 +92,14 @@ class Reconciled(enum.StrEnum):
     FOUND = "found"
 
 
+class HostState(enum.StrEnum):
+    """How a host is: taken from, waiting for what it asked for, silent (its breaker is open)."""
+
+    OK = "ok"
+    WAITING = "waiting"
+    DOWN = "down"
+
+
 class ChildRole(enum.StrEnum):
     """What a child process does."""
 
@@ -111,10 +122,11 @@ class Queue(enum.StrEnum):
 
 
 class Arena(enum.StrEnum):
-    """The shared-memory arenas: downloaded CARs, encoded operations."""
+    """The shared-memory arenas: downloaded CARs, and their encoded operations; frames of the stream."""
 
     CAR = "car"
     OPERATIONS = "operations"
+    FRAMES = "frames"
 
 
 class Metrics:
@@ -133,16 +145,28 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         self._reasons: set[str] = set()
         self._reasons_lock = threading.Lock()  # guards _reasons
-        if runtime:
-            for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
-                registry.register(collector)
-        Info("relay_build", "version of the relay", registry=registry).info({"version": version})
+        self._children: Callable[[], Iterable[Process]] = tuple
+        self.declared: list[Declared] = []  # all of ours, in the order of the page
+
+        def declare(name: str, kind: str, labels: tuple[str, ...], text: str) -> None:
+            self.declared.append(Declared(name=name, kind=kind, labels=labels, text=text))
 
         def counter(name: str, text: str, *labels: str) -> Counter:
+            declare(name, "counter", labels, text)
             return Counter(name, text, labels, registry=registry)
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
+            declare(name, "gauge", labels, text)
             return Gauge(name, text, labels, registry=registry)
+
+        declare("relay_build_info", "info", ("version",), "1; version of the relay")
+        Info("relay_build", "version of the relay", registry=registry).info({"version": version})
+        if runtime:
+            for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
+                registry.register(collector)
+            for name, kind, text in ProcessCosts.FAMILIES:
+                declare(name, kind, LABELS, text)
+            registry.register(ProcessCosts(self._processes))
 
         # What goes through.
         self._operations = counter("relay_operations_total", "operations made, by type and source", "type", "source")
@@ -150,7 +174,9 @@ class Metrics:
         self._delivered = counter("relay_operations_delivered_total", "operations acknowledged", "ingester")
         self._delivered_bytes = counter("relay_delivered_bytes_total", "bytes of acknowledged operations", "ingester")
         self._moved = counter("relay_moved_repos_total", "repos moved to others by a fail-over", "ingester")
-        self._redelivered = counter("relay_operations_redelivered_total", "operations written again", "ingester")
+        self._redelivered = counter(
+            "relay_operations_redelivered_total", "operations written again, after a stream broke", "ingester"
+        )
         self.operations_buffered = counter(
             "relay_operations_buffered_total", "live operations held back while a repo was fetched"
         )
@@ -162,19 +188,37 @@ class Metrics:
             buckets=_DURATION_BUCKETS,
         )
         registry.register(self.operation_duration)
-        self.records_delivered = counter("relay_records_delivered_total", "records of acknowledged operations")
+        declare(
+            "relay_operation_duration_seconds",
+            "histogram",
+            ("lane",),
+            "from received to acknowledged, one observation an operation",
+        )
+        self.records_delivered = counter(
+            "relay_records_delivered_total",
+            "records delivered: those of complete snapshots, and acknowledged creates and updates of the stream",
+        )
         # What waits.
         self.buffered_operations = gauge("relay_buffered_operations", "live operations held back now")
         self.buffer_overflows = counter(
             "relay_buffer_overflows_total", "buffers of live operations that were thrown away for lack of room"
         )
-        self._queue_depth = gauge("relay_queue_depth", "entries of a queue", "queue")
+        self._queue_depth = gauge("relay_queue_depth", "what waits in a queue", "queue")
         self._slots_in_use = gauge("relay_slots_in_use", "slots of shared memory that are taken", "arena")
         self._slots = gauge("relay_slots", "slots of shared memory", "arena")
         # Ingesters.
         self.healthy_ingesters = gauge("relay_healthy_ingesters", "ingesters that acknowledge")
-        self._oldest_unacked = gauge("relay_oldest_unacked_seconds", "age of the oldest unacknowledged", "ingester")
-        self._in_flight = gauge("relay_in_flight_batches", "batches written, not acknowledged", "ingester")
+        self._oldest_unacked = gauge(
+            "relay_oldest_unacked_seconds",
+            "age of the oldest operation that is queued or written and not acknowledged",
+            "ingester",
+        )
+        self._in_flight = gauge("relay_in_flight_batches", "batches written and not acknowledged", "ingester")
+        self._ingester_healthy = gauge("relay_ingester_healthy", "1 while the ingester acknowledges", "ingester")
+        self._window = gauge("relay_window_batches", "batches that may be in flight now", "ingester")
+        self._round_trip = gauge(
+            "relay_round_trip_seconds", "smoothed time from a batch's writing to its acknowledgement", "ingester"
+        )
         self._dead_letters = counter("relay_dead_letters_total", "operations given up, by reason", "reason")
         # Repos.
         self._repos = gauge("relay_repos", "tracked repos, by state", "state")
@@ -184,25 +228,38 @@ class Metrics:
         self._refetches = counter(
             "relay_refetches_total", "repos that need another fetch after the one that runs, by reason", "reason"
         )
-        self.repos_in_memory = gauge("relay_repos_in_memory", "repos that something happens to now")
+        self.repos_in_memory = gauge("relay_repos_in_memory", "repos that something happens to, or did a moment ago")
         # Fetching.
+        declare("relay_fetch_seconds", "histogram", ("outcome",), "one download, by outcome")
         self._fetches = Histogram(
             "relay_fetch_seconds", "one download, by outcome", ("outcome",), buckets=_FETCH_BUCKETS, registry=registry
         )
         self._fetch_bytes = counter("relay_fetch_bytes_total", "bytes downloaded, by outcome", "outcome")
-        self.rate_limit_waits = counter("relay_rate_limit_waits_total", "times that a host made us wait")
-        self.rate_limit_wait_seconds = counter("relay_rate_limit_wait_seconds_total", "seconds hosts made us wait")
-        self._identity_cache = counter("relay_identity_cache_total", "identity lookups, by result", "result")
-        self._worker_restarts = counter("relay_worker_restarts_total", "replaced children", "role", "reason")
+        self.rate_limit_waits = counter(
+            "relay_rate_limit_waits_total", "answers by which hosts and the directory asked for patience"
+        )
+        self.rate_limit_wait_seconds = counter("relay_rate_limit_wait_seconds_total", "for how much they asked")
+        self._hosts = gauge("relay_hosts", "hosts that repos were fetched from lately, by state", "state")
+        self._identity_cache = counter(
+            "relay_identity_cache_total",
+            "DID documents that were asked for, by result; a miss went to the directory",
+            "result",
+        )
+        self._worker_restarts = counter(
+            "relay_worker_restarts_total", "child processes that were replaced", "role", "reason"
+        )
         # Firehose.
         self.firehose_seq = gauge("relay_firehose_seq", "newest sequence number read")
         self.firehose_cursor = gauge("relay_firehose_cursor", "stored cursor: everything up to it is done")
-        self.firehose_lag = gauge("relay_firehose_lag_seconds", "age of the newest event read")
+        self.firehose_lag = gauge(
+            "relay_firehose_lag_seconds", "age of the newest event read; rises while nobody in the network writes"
+        )
+        self.firehose_followed = gauge("relay_firehose_followed", "1 where this instance follows a stream")
         self.firehose_connected = gauge("relay_firehose_connected", "1 while the stream is open")
         self.firehose_connections = counter("relay_firehose_connections_total", "times that the stream was opened")
         self.firehose_bytes = counter("relay_firehose_bytes_total", "bytes read from the stream")
         self.firehose_stalled = counter(
-            "relay_firehose_stalled_seconds_total", "seconds in which nothing was read because nobody took it"
+            "relay_firehose_stalled_seconds_total", "time in which nothing was read because nobody took it"
         )
         self._events = counter("relay_events_total", "events of the firehose, by kind", "kind")
         self._ignored = counter("relay_frames_ignored_total", "frames that are of no use, by reason", "reason")
@@ -215,7 +272,7 @@ class Metrics:
             "frames not forwarded: known already, or of a repo that a fetch brings",
             "reason",
         )
-        self.verify_cpu = counter("relay_verify_cpu_seconds_total", "CPU seconds of the verify workers")
+        self.verify_cpu = counter("relay_verify_cpu_seconds_total", "CPU time that proving frames took")
         self.key_refreshes = counter(
             "relay_key_refreshes_total", "signing keys asked for anew after a failed signature"
         )
@@ -232,12 +289,16 @@ class Metrics:
             "relay_reconciled_repos_total", "repos that reconciles looked at, by result", "result"
         )
         # State and trouble.
-        self.checkpoint_age = gauge("relay_checkpoint_age_seconds", "since the last stored checkpoint")
+        self.checkpoint_age = gauge(
+            "relay_checkpoint_age_seconds", "since the last stored checkpoint; rises while there is nothing to store"
+        )
         self.checkpoints = counter("relay_checkpoints_total", "stored checkpoints")
         self._errors = counter("relay_errors_total", "errors, by type", "type")
         self._incidents = counter("relay_incidents_total", "incidents, by kind", "kind")
-        self.open_incidents = gauge("relay_open_incidents", "incidents that are not over")
+        self.open_incidents = gauge("relay_open_incidents", "incidents whose reconcile is not complete")
         self.healthy = gauge("relay_healthy", "1 while /health answers 200")
+        self.ready = gauge("relay_ready", "1 while /ready answers 200: the pipeline can move")
+        self._phase = gauge("relay_phase", "1 for what the instance is doing as a whole, 0 for the rest", "phase")
         # What `Count` effects of a repo's live life are called there, and the counter and label that they are here.
         self._counted: dict[str, tuple[Counter, str | None]] = {
             "dropped": (self._dropped, None),
@@ -251,6 +312,10 @@ class Metrics:
         """Start every series whose labels are known at 0: a rate over a series that appears late misses its first step."""
         for state in RepoState:
             self._repos.labels(state)
+        for host_state in HostState:
+            self._hosts.labels(host_state)
+        for phase in Phase:
+            self._phase.labels(phase)
         for op_type in OpType:
             for source in Source:
                 self._operations.labels(op_type.name, source.name)
@@ -280,13 +345,16 @@ class Metrics:
         for address in addresses:
             for metric in (self._sent, self._delivered, self._delivered_bytes, self._redelivered, self._moved):
                 metric.labels(address)
-            self._oldest_unacked.labels(address)
-            self._in_flight.labels(address)
+            for gauge in self._of_ingesters():
+                gauge.labels(address)
+
+    def _of_ingesters(self) -> tuple[Gauge, ...]:
+        return self._oldest_unacked, self._in_flight, self._ingester_healthy, self._window, self._round_trip
 
     def forget_ingester(self, address: str) -> None:
         """End the gauges of one that has been removed; its counters stay, as counters do."""
-        for metric in (self._oldest_unacked, self._in_flight):
-            metric.remove(address)
+        for gauge in self._of_ingesters():
+            gauge.remove(address)
 
     def made(self, op_type: OpType, source: Source, count: int = 1) -> None:
         """Count operations made (encoded), whether or not they have been sent."""
@@ -313,6 +381,12 @@ class Metrics:
         self._in_flight.labels(address).set(in_flight_batches)
         self._oldest_unacked.labels(address).set(oldest_unacked_s or 0.0)
 
+    def ingester_health(self, address: str, *, healthy: bool, window_batches: int, round_trip_s: float | None) -> None:
+        """Set how one ingester is."""
+        self._ingester_healthy.labels(address).set(healthy)
+        self._window.labels(address).set(window_batches)
+        self._round_trip.labels(address).set(round_trip_s or 0.0)
+
     def dead_letter(self, reason: str, count: int = 1) -> None:
         self._dead_letters.labels(self.label(reason)).inc(count)
 
@@ -320,6 +394,23 @@ class Metrics:
         """Set the number of repos in each state; a state that is not named has none."""
         for state in RepoState:
             self._repos.labels(state).set(counts.get(state, 0))
+
+    def hosts(self, counts: Mapping[HostState, int]) -> None:
+        """Set the number of hosts in each state; a state that is not named has none."""
+        for state in HostState:
+            self._hosts.labels(state).set(counts.get(state, 0))
+
+    def phase(self, now: Phase) -> None:
+        for phase in Phase:
+            self._phase.labels(phase).set(phase is now)
+
+    def watch_children(self, find: Callable[[], Iterable[Process]]) -> None:
+        """Show from now on what these processes cost too, beside our own; `find` is called by whoever scrapes."""
+        self._children = find
+
+    def _processes(self) -> Iterable[Process]:
+        yield Process(role="supervisor", number=0, pid=os.getpid())
+        yield from self._children()
 
     def repo_finished(self, state: RepoState, count: int = 1) -> None:
         self._repos_finished.labels(state).inc(count)
@@ -400,35 +491,3 @@ class Metrics:
                 return "other"
             self._reasons.add(reason)
         return reason
-
-
-class WeightedHistogram(Collector):
-    """A histogram that takes n equal observations in one call: a batch of 1,000 operations costs what one does."""
-
-    def __init__(
-        self, name: str, text: str, *, label: str, values: tuple[str, ...], buckets: tuple[float, ...]
-    ) -> None:
-        self._name, self._text, self._label = name, text, label
-        self._bounds = (*buckets, float("inf"))
-        self._counts = {str(value): [0] * len(self._bounds) for value in values}
-        self._sums = {str(value): 0.0 for value in values}
-        self._lock = threading.Lock()  # guards _counts and _sums
-
-    def observe(self, value: str, seconds: float, count: int = 1) -> None:
-        """Add `count` observations of `seconds` to the series of the label `value`; a clock that went back counts as 0."""
-        seconds = max(0.0, seconds)
-        place = bisect_left(self._bounds, seconds)
-        with self._lock:
-            self._counts[value][place] += count
-            self._sums[value] += seconds * count
-
-    def collect(self) -> Iterable[HistogramMetricFamily]:
-        family = HistogramMetricFamily(self._name, self._text, labels=[self._label])
-        with self._lock:
-            for value, counts in self._counts.items():
-                running, buckets = 0, []
-                for bound, count in zip(self._bounds, counts, strict=True):
-                    running += count
-                    buckets.append(("+Inf" if bound == float("inf") else repr(bound), float(running)))
-                family.add_metric([value], buckets, self._sums[value])
-        return [family]

@@ -236,6 +236,17 @@ def encode_delete(
     )
 
 
+def count_records(fields: bytes | memoryview) -> int:
+    """Return how many of these whole `operations` fields bring a record: CREATE and UPDATE. A microsecond each."""
+    count = 0
+    for at, _ in split_operations(fields):
+        while fields[at + 1] >= 0x80:  # the length
+            at += 1
+        # The type is the first field, and never left out.
+        count += fields[at + 3] in (OpType.CREATE, OpType.UPDATE)
+    return count
+
+
 def split_operations(fields: bytes | memoryview) -> list[tuple[int, int]]:
     """Return (offset, length) of each whole `operations` field, tag and length included, in `fields`.
 

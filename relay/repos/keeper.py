@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from relay.atproto.frames import SEQ_MAX
 from relay.atproto.nsid_filter import NsidFilter
 from relay.model import Identity, OpType, RepoState, Source
-from relay.pb.encode import encode_account, encode_identity
+from relay.pb.encode import count_records, encode_account, encode_identity
 from relay.repos import live_events as e
 from relay.repos.buffer import LiveBuffer
 from relay.repos.checkpointer import Change, Checkpointer, CursorChange, IncidentChange, Stored
@@ -36,17 +36,19 @@ RESTING_S = 60.0  # ... and for so long at most: others (an operator, a listing)
 
 
 class LivePiece:
-    """What comes back with operations of the live lane, in the engine's thread."""
+    """What comes back with operations of the live lane, in the engine's thread. `records`: its creates and updates."""
 
-    __slots__ = ("_did", "_keeper", "token")
+    __slots__ = ("_did", "_keeper", "_records", "token")
 
-    def __init__(self, keeper: Keeper, did: str, token: e.LiveToken) -> None:
-        self._keeper, self._did, self.token = keeper, did, token
+    def __init__(self, keeper: Keeper, did: str, token: e.LiveToken, records: int = 0) -> None:
+        self._keeper, self._did, self.token, self._records = keeper, did, token, records
 
     def acknowledged(self) -> None:
+        self._keeper.records_delivered += self._records
         self._keeper.acknowledged(self._did, self.token)
 
     def refused(self, refusal: Refusal) -> None:
+        self._records -= count_records(refusal.operation)
         self._keeper.refused(self._did, self.token, refusal)
 
 
@@ -90,6 +92,7 @@ class Keeper:
     ) -> None:
         self._checkpointer, self._clock, self._policy = checkpointer, clock, policy
         self.batch, self.wanted, self._follows = batch, wanted, follows
+        self.records_delivered = 0  # acknowledged creates and updates of the live lane
         self.buffer: LiveBuffer[LiveEvent] = LiveBuffer(max_operations=buffer_operations)
         self.residents: dict[str, Resident] = {}
         self._resting: OrderedDict[str, Resident] = OrderedDict()

@@ -11,6 +11,7 @@ from relay.backfill.snapshots import Token
 from relay.deliver.delivery import Delivery
 from relay.deliver.segment import Refused, Segment
 from relay.model import Lane
+from relay.pb.encode import count_records
 from relay.repos.keeper import Keeper, LivePiece
 from relay.repos.live_events import LiveToken
 
@@ -159,7 +160,7 @@ class LiveLane:
             size=len(payload),
             operations=operations,
             rev="",
-            token=LivePiece(self._keeper, did, token),
+            token=LivePiece(self._keeper, did, token, count_records(payload)),
             received_at=received_at,
         )
 

@@ -172,6 +172,12 @@ class Tailer(ServiceThread):
 
     # From other threads
 
+    @property
+    def slots(self) -> tuple[int, int]:
+        """How many frame slots are taken, and how many there are. Any thread."""
+        with self._state:
+            return self._slots.in_use, self._slots.total
+
     def free(self, slot: int) -> None:
         """The receiver of a batch is through with its slot. Raise SlotError if it did not have it."""
         with self._state:

@@ -13,17 +13,19 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import relay.repos
 from relay.model import Lane, OpType, RepoState, Source
+from relay.observe.histogram import WeightedHistogram
 from relay.observe.metrics import (
     Arena,
     CacheResult,
     ChildRole,
     EventKind,
     FetchOutcome,
+    HostState,
     Metrics,
     Queue,
     Reconciled,
-    WeightedHistogram,
 )
+from relay.observe.status import Phase
 from relay.tail.envelope import KINDS
 
 
@@ -161,6 +163,67 @@ def test_the_runtime_metrics_have_a_switch() -> None:
     assert "python_gc_objects_collected_total" in Metrics(version="1", runtime=True).render().decode()
 
 
+def test_what_is_declared_is_what_the_page_has() -> None:
+    metrics = Metrics(version="1", runtime=True)
+    found = {
+        (family.name if family.type != "counter" else f"{family.name}_total", family.type)
+        for family in text_string_to_metric_families(metrics.render().decode())
+        if family.name.startswith("relay_")
+    }
+    # The text format knows no info: it is a gauge there.
+    assert found == {(each.name, "gauge" if each.kind == "info" else each.kind) for each in metrics.declared}
+    assert len({each.name for each in metrics.declared}) == len(metrics.declared)
+
+
+def test_names_carry_their_unit_and_counters_end_in_total() -> None:
+    for each in Metrics(version="1", runtime=True).declared:
+        assert each.name.endswith("_total") == (each.kind == "counter"), each.name
+        if "seconds" in each.text or each.kind == "histogram":
+            assert each.unit == "seconds", each.name
+
+
+def test_the_labels_of_each_series_are_the_declared_ones() -> None:
+    metrics = Metrics(version="1", runtime=True)
+    metrics.declare_ingesters(["a:1"])
+    declared = {each.name: set(each.labels) for each in metrics.declared}
+    for (name, labels), _ in _samples(metrics).items():
+        if not name.startswith("relay_"):
+            continue
+        stem = re.sub(r"_(bucket|sum|count)$", "", name)
+        assert {label for label, _ in labels} - {"le"} == declared[name if name in declared else stem], name
+
+
+def test_what_was_promised_of_the_slowest_is_a_bound_of_the_histogram() -> None:
+    bounds = {
+        float(dict(labels)["le"])
+        for name, labels in _samples(Metrics(version="1"))
+        if name == "relay_operation_duration_seconds_bucket"
+    }
+    assert {0.05, 0.1, 0.2, 0.5} <= bounds
+
+
+def test_how_ingesters_hosts_and_the_instance_are_is_told_in_full() -> None:
+    metrics = Metrics(version="1")
+    metrics.ingester_health("a:1", healthy=True, window_batches=32, round_trip_s=None)
+    metrics.hosts({HostState.DOWN: 2})
+    metrics.phase(Phase.WAITING)
+    metrics.phase(Phase.RUNNING)
+    assert _value(metrics, "relay_ingester_healthy", ingester="a:1") == 1
+    assert _value(metrics, "relay_window_batches", ingester="a:1") == 32
+    assert _value(metrics, "relay_round_trip_seconds", ingester="a:1") == 0
+    assert [_value(metrics, "relay_hosts", state=state) for state in HostState] == [0, 0, 2]
+    assert [phase for phase in Phase if _value(metrics, "relay_phase", phase=phase)] == [Phase.RUNNING]
+
+
+def test_an_ingester_that_was_removed_has_counters_and_no_gauges() -> None:
+    metrics = Metrics(version="1")
+    metrics.declare_ingesters(["a:1"])
+    metrics.forget_ingester("a:1")
+    kinds = {each.name: each.kind for each in metrics.declared}
+    left = {kinds[name] for name, labels in _samples(metrics) if ("ingester", "a:1") in labels}
+    assert left == {"counter"}
+
+
 def test_two_instances_share_nothing() -> None:
     first, second = Metrics(version="1"), Metrics(version="1")
     first.error("only_here")
@@ -184,15 +247,10 @@ def test_the_number_of_reasons_is_bounded() -> None:
 
 
 def test_no_label_can_carry_a_did() -> None:
-    labels = {
-        label
-        for family in Metrics(version="1").registry.collect()
-        for sample in family.samples
-        for label in sample.labels
-    }
+    labels = {label for metric in Metrics(version="1", runtime=True).declared for label in metric.labels}
     allowed = {
-        "type", "source", "ingester", "lane", "le", "state", "reason", "outcome", "result", "role", "kind", "queue", "arena",
-        "version",
+        "type", "source", "ingester", "lane", "state", "reason", "outcome", "result", "role", "kind", "queue", "arena",
+        "version", "phase", "number",
     }  # fmt: skip
     assert labels <= allowed
 

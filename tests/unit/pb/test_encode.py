@@ -241,6 +241,23 @@ def test_joined_operations_are_found_again(sizes: list[int]) -> None:
     assert [encode.decode_operation(field).record_cbor for field in made] == records
 
 
+@given(st.lists(st.tuples(st.sampled_from([OpType.CREATE, OpType.UPDATE, OpType.DELETE]), SIZES), max_size=8))
+def test_records_are_creates_and_updates(operations: list[tuple[OpType, int]]) -> None:
+    fields = [
+        encode.encode_operation(
+            kind,
+            "did:a:b",
+            source=Source.FIREHOSE,
+            time_us=1,
+            record_cbor=None if kind is OpType.DELETE else _record(size),
+        )
+        for kind, size in operations
+    ]
+    account = encode.encode_account(did="did:a:b", active=False, status="deleted", time_us=1)
+    expected = sum(kind is not OpType.DELETE for kind, _ in operations)
+    assert encode.count_records(memoryview(b"".join([*fields, account]))) == expected
+
+
 def test_a_bare_message_is_decoded_like_a_field() -> None:
     field = encode.encode_account(did="did:a:b", active=False, status="deleted", time_us=1)
     assert encode.decode_operation(field) == encode.decode_operation(field[2:])
