@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Iterator
 
+import psycopg2
 import pytest
 
+from relay.simnet.faults import Fault, FaultKind
 from relay.simnet.network import SimNetwork
 from relay.simnet.world import WorldSpec
 from tests.faults.stage import Stage
@@ -65,10 +68,41 @@ def test_after_an_absence_beyond_the_window_only_what_changed_is_fetched(
         assert fetched.keys() >= set(written)
 
 
-def test_a_relay_that_lost_its_log_and_counts_anew_is_followed_after_a_reconcile(
-    network: SimNetwork, stage: Stage, rng: random.Random
+def test_a_hole_that_upstream_does_not_tell_is_seen_by_the_times_of_its_events(
+    network: SimNetwork, stage: Stage, rng: random.Random, dsn: str
 ) -> None:
+    with LiveWorld(stage, network, env={"DATABASE_DSN": dsn}) as world:
+        world.backfill()
+        world.start("tail")
+        world.catch_up()
+        world.relay.kill()
+        network.traffic.reset()
+        network.set_faults([Fault(kind=FaultKind.SILENT_CURSOR)])
+        written = rng.sample([account.did for account in network.world.accounts if account.is_active], _WRITTEN)
+        network.write(_COMMITS, written)
+        with contextlib.closing(psycopg2.connect(dsn)) as connection, connection, connection.cursor() as cursor:
+            # The absence took an hour. (The next start waits for the lease of the one that was killed, as always.)
+            cursor.execute("UPDATE partition SET cursor_time_us = cursor_time_us - 3600 * 1000000::bigint")
+            assert cursor.rowcount
+        world.start("tail")
+        wait_until(lambda: world.incidents(), "an incident that is shown", deadline_s=30)
+        assert [each["kind"] for each in world.told_status()["incidents"]] == ["hole"]
+        world.catch_up(deadline_s=_RESTS_S)
+        world.judge()
+        fetched = network.traffic.repos()
+        print(f"{sum(fetched.values())} fetches of {len(fetched)} repos; {_WRITTEN} were written to")
+        assert fetched.keys() == set(written)
+
+
+@pytest.mark.parametrize("is_told", [True, False], ids=["told", "silent"])
+def test_a_relay_that_lost_its_log_and_counts_anew_is_followed_after_a_reconcile(
+    is_told: bool, is_long: bool, network: SimNetwork, stage: Stage, rng: random.Random
+) -> None:
+    if not is_told and not is_long:
+        pytest.skip("takes half a minute of silence: run it with --long")
     with LiveWorld(stage, network) as world:
+        if not is_told:
+            network.set_faults([Fault(kind=FaultKind.SILENT_CURSOR)])
         world.backfill()
         world.start("tail")
         world.catch_up()
@@ -78,7 +112,12 @@ def test_a_relay_that_lost_its_log_and_counts_anew_is_followed_after_a_reconcile
         network.write(_COMMITS, written)
         network.renumber(10)
         world.start("tail")
-        wait_until(lambda: world.incidents(), "an incident that is shown", deadline_s=30)
+        if not is_told:
+            network.start_writers(30, dids=written)  # nothing shows that the numbers are others before some have come
+        wait_until(lambda: world.incidents(), "an incident that is shown", deadline_s=60)
+        network.stop_writers()
+        kind = "future_cursor" if is_told else "silent_future_cursor"
+        assert [each["kind"] for each in world.told_status()["incidents"]] == [kind]
         network.write(_COMMITS // 10, written)
         world.catch_up(deadline_s=_RESTS_S)
         world.judge()
