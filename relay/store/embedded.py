@@ -18,6 +18,7 @@ import atexit
 import errno
 import fcntl
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -67,6 +68,9 @@ SETTINGS: Mapping[str, str] = {
     "log_min_error_statement": "panic",  # statements carry other people's data
     "dynamic_shared_memory_type": "mmap",  # under data/, so that a kill leaves nothing in /dev/shm
 }
+
+_LOG_PREFIX = re.compile(r"^[\d-]+ [\d:.]+ \w+ \[\d+\] ")
+"""`%m [%p] `, the default of log_line_prefix."""
 
 _left_running: list[subprocess.Popen[bytes]] = []
 """Servers that we started and others still use, or are still stopping: kept, so that they are waited for when they end."""
@@ -321,7 +325,9 @@ class EmbeddedPostgres:
             if process.poll() is not None:
                 text = _failure_text(_read_from(self.folder / "postgres.log", self._log_from))
                 if "No space left" in text:
-                    raise StoreAway(f"{self.folder}: the disk is full, the embedded PostgreSQL cannot start: {text}")
+                    raise StoreAway(
+                        f"{self.folder}: the disk is full, the embedded PostgreSQL cannot start; free some space ({text})"
+                    )
                 if process.returncode < 0:  # it did not give up, it was killed: the next start may come through
                     raise StoreAway(
                         f"{self.folder}: the embedded PostgreSQL was killed at its start (signal {-process.returncode})"
@@ -443,8 +449,8 @@ def _read_from(path: Path, offset: int, size: int = 100_000) -> str:
 
 
 def _failure_text(output: str) -> str:
-    """Return the line that says what went wrong, of what a PostgreSQL program printed."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    """Return the line that says what went wrong, of what a PostgreSQL program printed, without its time and process."""
+    lines = [_LOG_PREFIX.sub("", line).strip() for line in output.splitlines() if line.strip()]
     lines = [line for line in lines if "the database system is" not in line]  # what it told those who asked too early
     for marker in ("No space left", "FATAL:", "PANIC:", "error:", "could not"):
         for line in reversed(lines):

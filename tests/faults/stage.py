@@ -32,6 +32,7 @@ MARK = "RELAY_FAULT_TEST"
 RUN_DEADLINE_S = 100.0
 SETTLE_S = 10.0
 _LOOK_EVERY_S = 0.1
+_PORT_RANGES, _PORTS = 10, 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,9 +258,14 @@ def records_in(path: Path) -> int:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on, below those that the system hands out: it stays free while our program is away."""
+    """Return a port that nobody listens on, below those that the system hands out: it stays free while our program is away.
+
+    Test processes that run beside one another draw from ports of their own.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 20_000 + worker % _PORT_RANGES * _PORTS
     while True:
-        port = random.SystemRandom().randrange(20_000, 30_000)
+        port = random.SystemRandom().randrange(first, first + _PORTS)
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
