@@ -17,6 +17,7 @@ from relay.atproto.errors import AtprotoError
 from relay.atproto.nsid_filter import NsidFilter
 from relay.atproto.syntax import is_resolvable_did
 from relay.config.addresses import http_form
+from relay.config.checks import ingester_addresses
 from relay.errors import StoreAway, StoreError
 from relay.model import RepoState
 from relay.observe.log import get_logger
@@ -46,6 +47,10 @@ class HostLimits:
 
     requests_per_sec: float
     connections: int
+
+
+class NotNow(Exception):
+    """It cannot be done as things are; the text says why."""
 
 
 class Control(Protocol):
@@ -83,6 +88,9 @@ class Control(Protocol):
 
     def set_filter(self, wanted: NsidFilter) -> bool:
         """Return whether it wants something that the one before did not."""
+
+    def set_ingesters(self, addresses: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Return those that join and those that leave. Raises NotNow."""
 
     def status(self) -> StatusSnapshot: ...
 
@@ -179,6 +187,17 @@ class AdminService:
         log.info("admin_call", call="SetFilter", peer=context.peer(), filter=",".join(wanted.patterns), widened=widened)
         return pb.SetFilterResponse(patterns=wanted.patterns, widened=widened)
 
+    def SetIngesters(self, request: pb.SetIngestersRequest, context: Any) -> pb.SetIngestersResponse:  # noqa: N802
+        try:
+            addresses = ingester_addresses(tuple(request.addresses))
+        except ValueError as exc:
+            _refuse(context, str(exc))
+        if not addresses:
+            _refuse(context, "the last ingester cannot be removed: name at least one")
+        joining, leaving = self._stored(context, lambda: self._control.set_ingesters(addresses))
+        log.info("admin_call", call="SetIngesters", peer=context.peer(), ingesters=",".join(addresses))
+        return pb.SetIngestersResponse(joining=joining, leaving=leaving)
+
     def Status(self, request: pb.StatusRequest, context: Any) -> Iterator[pb.StatusResponse]:  # noqa: N802
         yield self._status()
         if not request.interval_sec > 0:
@@ -210,6 +229,8 @@ class AdminService:
             context.abort(grpc.StatusCode.UNAVAILABLE, str(exc))
         except StoreError as exc:
             context.abort(grpc.StatusCode.INTERNAL, str(exc))
+        except NotNow as exc:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(exc))
 
 
 def _dids(values: Collection[str], context: Any) -> list[str]:

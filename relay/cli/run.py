@@ -23,4 +23,4 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace, loaded: Loaded) -> int:
     """Work until SIGTERM or SIGINT."""
-    return serve(loaded.settings, command="run", no_progress=args.no_progress)
+    return serve(loaded, command="run", no_progress=args.no_progress)

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
         raise ConfigError(
             "firehose.relay_host is empty, so there is nothing to follow: --cursor and --live mean nothing"
         )
-    return serve(settings, command="tail", cursor=args.cursor, live=args.live, no_progress=args.no_progress)
+    return serve(loaded, command="tail", cursor=args.cursor, live=args.live, no_progress=args.no_progress)
 
 
 def _seq(text: str) -> int:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from relay.cli.exits import Exit
-from relay.config.schema import Settings
+from relay.config.load import Loaded
 from relay.errors import ConfigError
 from relay.supervisor.launch import launch
 from relay.tui.report import TerminalReporter
@@ -26,9 +26,10 @@ def check_data_dir(folder: Path) -> None:
 
 
 def serve(
-    settings: Settings, *, command: str, cursor: int | None = None, live: bool = False, no_progress: bool = False
+    loaded: Loaded, *, command: str, cursor: int | None = None, live: bool = False, no_progress: bool = False
 ) -> Exit:
     """Work until stopped: OK; CANNOT_GO_ON, with the reason on stderr, when it ended by itself."""
+    settings = loaded.settings
     check_data_dir(Path(settings.relay.data_dir))
     # The reporter first: a live view takes stderr, and children must inherit what it put there. Nothing with threads or gRPC
     # is imported before the forkserver runs.
@@ -37,7 +38,7 @@ def serve(
         launch()
         from relay.supervisor.service import Service
 
-        why = Service(settings, command=command, cursor=cursor, live=live, reporter=reporter).run()
+        why = Service(loaded, command=command, cursor=cursor, live=live, reporter=reporter).run()
     finally:
         reporter.ended()
     if why is None:

@@ -23,7 +23,7 @@ def normalise(values: MutableMapping[str, Any]) -> Iterator[tuple[str, str]]:
         ("discovery.collections", _collections),
         ("discovery.collection_host", http_form),
         ("identity.plc_url", http_url),
-        ("ingesters", _ingesters),
+        ("ingesters", ingester_addresses),
         ("relay.name", _relay_name),
         ("http.contact", _header_text),
     )
@@ -79,7 +79,8 @@ def _collections(names: tuple[str, ...]) -> tuple[str, ...]:
     return _patterns(names)
 
 
-def _ingesters(addresses: tuple[str, ...]) -> tuple[str, ...]:
+def ingester_addresses(addresses: tuple[str, ...]) -> tuple[str, ...]:
+    """Return addresses in their one form. Raises ValueError for one that is none, or that is listed twice."""
     found: list[str] = []
     for address in addresses:
         try:

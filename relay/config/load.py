@@ -10,9 +10,9 @@ import dataclasses
 import difflib
 import os
 import pwd
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -60,6 +60,8 @@ class Loaded:
     origins: Mapping[str, str]
     file: Path | None
     warnings: tuple[str, ...] = ()
+    again: Callable[[], Loaded] | None = None
+    """Reads everything as it was read here, with the file as it is now. Raises BadConfig."""
 
     def is_default(self, key: str) -> bool:
         """Tell whether nobody has set `key`: some commands choose for themselves then."""
@@ -115,6 +117,7 @@ def load(
         origins=MappingProxyType(origins),
         file=file,
         warnings=tuple(_near_misses(environ)),
+        again=partial(load, file, dict(environ), overrides, usual_files=usual_files, is_root=is_root),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from relay.net.errors import NetError, Stopped
 from relay.net.facts import NO_FACTS, HostFacts
@@ -61,6 +62,13 @@ class HostGate:
             self._changed.notify_all()
             return policy or self._table.policy
 
+    def set_policy(self, *, requests_per_s: float, burst: float, connections: int) -> None:
+        """Ask all hosts so often from now on but those with a limit of their own."""
+        with self._changed:
+            policy = replace(self._table.policy, requests_per_s=requests_per_s, burst=burst, connections=connections)
+            self._table.set_policy(policy, self._clock.monotonic())
+            self._changed.notify_all()
+
     def not_started(self, host: str) -> None:
         with self._changed:
             self._table.not_started(host, self._clock.monotonic())
@@ -95,6 +103,10 @@ class HostGate:
         with self._changed:
             return self._table.snapshot(self._clock.monotonic(), limit)
 
+    def count(self) -> HostCounts:
+        with self._changed:
+            return self._table.count(self._clock.monotonic())
+
     def _wait(self, host: str, stopping: threading.Event) -> None:
         while not stopping.is_set():
             with self._changed:
@@ -103,8 +115,4 @@ class HostGate:
                     return
                 delay = self._table.ready_at(host, now) - now
                 self._changed.wait(min(delay, _LONGEST_WAIT_S) if delay > 0 else _LONGEST_WAIT_S)
-    def count(self) -> HostCounts:
-        with self._changed:
-            return self._table.count(self._clock.monotonic())
-
         raise Stopped(f"{host}: stopping", host=host)

@@ -225,6 +225,14 @@ class HostTable:
             entry.policy = policy or self.policy
             entry.bucket = TokenBucket(rate_per_s=entry.policy.requests_per_s, burst=entry.policy.burst, now=now)
 
+    def set_policy(self, policy: HostPolicy, now: float) -> None:
+        """Ask all hosts so often from now on but those with a limit of their own."""
+        self.policy = policy
+        for host, entry in self._hosts.items():
+            if host not in self._overrides:
+                entry.policy = policy
+                entry.bucket = TokenBucket(rate_per_s=policy.requests_per_s, burst=policy.burst, now=now)
+
     def answered_recently(self, host: str, now: float) -> bool:
         """Say whether the host answered any request within the last `breaker_s`: then a failure is the repo's own."""
         entry = self._hosts.get(host)
@@ -239,6 +247,12 @@ class HostTable:
         entry = self._hosts.get(host)
         return None if entry is None else entry.succeeded_at
 
+    def count(self, now: float) -> HostCounts:
+        """Return how many hosts are known here, and how."""
+        down = sum(entry.open_until is not None for entry in self._hosts.values())
+        waiting = sum(entry.open_until is None and entry.paused_until > now for entry in self._hosts.values())
+        return HostCounts(ok=len(self._hosts) - down - waiting, waiting=waiting, down=down)
+
     def snapshot(self, now: float, limit: int = 100) -> list[HostView]:
         """Return the busiest and the sickest hosts, at most `limit`: open breakers first, then the paused, then by requests."""
         views = [
@@ -247,12 +261,6 @@ class HostTable:
                 in_flight=entry.in_flight,
                 is_open=entry.open_until is not None,
                 paused_for_s=max(0.0, entry.paused_until - now),
-    def count(self, now: float) -> HostCounts:
-        """Return how many hosts are known here, and how."""
-        down = sum(entry.open_until is not None for entry in self._hosts.values())
-        waiting = sum(entry.open_until is None and entry.paused_until > now for entry in self._hosts.values())
-        return HostCounts(ok=len(self._hosts) - down - waiting, waiting=waiting, down=down)
-
                 silent_for_s=0.0 if entry.failing_since is None else now - entry.failing_since,
                 started=entry.started,
                 limited=entry.limited,

@@ -168,6 +168,20 @@ class SetFilterResponse(_message.Message):
     widened: bool
     def __init__(self, patterns: _Optional[_Iterable[str]] = ..., widened: _Optional[bool] = ...) -> None: ...
 
+class SetIngestersRequest(_message.Message):
+    __slots__ = ("addresses",)
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, addresses: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class SetIngestersResponse(_message.Message):
+    __slots__ = ("joining", "leaving")
+    JOINING_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
+    joining: _containers.RepeatedScalarFieldContainer[str]
+    leaving: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, joining: _Optional[_Iterable[str]] = ..., leaving: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class StatusRequest(_message.Message):
     __slots__ = ("interval_sec",)
     INTERVAL_SEC_FIELD_NUMBER: _ClassVar[int]

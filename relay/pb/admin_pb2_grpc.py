@@ -79,6 +79,11 @@ class RelayAdminStub:
                 request_serializer=relay_dot_pb_dot_admin__pb2.SetFilterRequest.SerializeToString,
                 response_deserializer=relay_dot_pb_dot_admin__pb2.SetFilterResponse.FromString,
                 _registered_method=True)
+        self.SetIngesters = channel.unary_unary(
+                '/relay.v1.RelayAdmin/SetIngesters',
+                request_serializer=relay_dot_pb_dot_admin__pb2.SetIngestersRequest.SerializeToString,
+                response_deserializer=relay_dot_pb_dot_admin__pb2.SetIngestersResponse.FromString,
+                _registered_method=True)
         self.Status = channel.unary_stream(
                 '/relay.v1.RelayAdmin/Status',
                 request_serializer=relay_dot_pb_dot_admin__pb2.StatusRequest.SerializeToString,
@@ -151,6 +156,14 @@ class RelayAdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetIngesters(self, request, context):
+        """The ingesters that are delivered to. One that is added gets its repos when it answers, each when nothing of it is under way elsewhere; one
+        that is removed goes when another answers, and what it was sent is acknowledged. FAILED_PRECONDITION: the relay runs one of its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Status(self, request, context):
         """The first answer at once, then one each interval until the caller ends it.
         """
@@ -205,6 +218,11 @@ def add_RelayAdminServicer_to_server(servicer, server):
                     servicer.SetFilter,
                     request_deserializer=relay_dot_pb_dot_admin__pb2.SetFilterRequest.FromString,
                     response_serializer=relay_dot_pb_dot_admin__pb2.SetFilterResponse.SerializeToString,
+            ),
+            'SetIngesters': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetIngesters,
+                    request_deserializer=relay_dot_pb_dot_admin__pb2.SetIngestersRequest.FromString,
+                    response_serializer=relay_dot_pb_dot_admin__pb2.SetIngestersResponse.SerializeToString,
             ),
             'Status': grpc.unary_stream_rpc_method_handler(
                     servicer.Status,
@@ -455,6 +473,33 @@ class RelayAdmin:
             '/relay.v1.RelayAdmin/SetFilter',
             relay_dot_pb_dot_admin__pb2.SetFilterRequest.SerializeToString,
             relay_dot_pb_dot_admin__pb2.SetFilterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetIngesters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/relay.v1.RelayAdmin/SetIngesters',
+            relay_dot_pb_dot_admin__pb2.SetIngestersRequest.SerializeToString,
+            relay_dot_pb_dot_admin__pb2.SetIngestersResponse.FromString,
             options,
             channel_credentials,
             insecure,

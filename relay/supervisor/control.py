@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
-from relay.admin.control import HostLimits, Part
+from relay.admin.control import HostLimits, NotNow, Part
 from relay.atproto.nsid_filter import NsidFilter
 from relay.errors import StoreAway
 from relay.model import RepoState
@@ -18,6 +18,7 @@ from relay.store.repos import RepoRow
 from relay.supervisor.commands import RepoCommands
 from relay.supervisor.covering import filter_text
 from relay.supervisor.observer import Observer
+from relay.supervisor.resharding import Resharder, note
 from relay.supervisor.session import Session
 from relay.supervisor.wiring import Machine
 
@@ -31,8 +32,15 @@ class RelayControl:
     """Any thread. `refilter(wanted)`, in the engine's thread: stored repos are to be compared with another filter."""
 
     def __init__(
-        self, session: Session, machine: Machine, observer: Observer, refilter: Callable[[NsidFilter], None]
+        self,
+        session: Session,
+        machine: Machine,
+        observer: Observer,
+        refilter: Callable[[NsidFilter], None],
+        resharder: Resharder | None,
     ) -> None:
+        """`resharder`: where ingesters each keep their own shard."""
+        self._resharder = resharder
         self._session, self._machine, self._observer, self._refilter = session, machine, observer, refilter
         self._commands = RepoCommands(
             session.database, partitions=session.settings.relay.partitions, clock=session.clock
@@ -116,6 +124,22 @@ class RelayControl:
                 "filter_changed", before=filter_text(before) or "all collections", now=filter_text(wanted) or "all"
             )
             return not before.covers(wanted)
+
+    def set_ingesters(self, addresses: Sequence[str]) -> tuple[list[str], list[str]]:
+        if not self._session.settings.ingesters:
+            raise NotNow("the ingester is the relay's own: name others in the configuration, and start anew")
+        with self._lock:
+            if self._resharder is not None:
+                # Stored before anything goes elsewhere: whatever happens then, a start knows whose repos have moved.
+                with self._session.database.transaction("other shards", epoch=self._session.epoch()) as cursor:
+                    note(cursor, wanted=sorted(addresses))
+            try:
+                added, removed = self._machine.delivery.set_addresses(addresses)
+            except ValueError as exc:
+                raise NotNow(str(exc)) from exc
+            if self._resharder is not None:
+                self._resharder.ask()
+            return added, removed
 
     def status(self) -> StatusSnapshot:
         return self._session.presence.snapshot

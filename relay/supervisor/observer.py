@@ -102,7 +102,8 @@ class Observer:
         records = self._records_delivered()
         self._records_rate.update(now, records)
         self._bytes_rate.update(now, totals.bytes_fetched)
-        delivered = sum(each.delivered_operations for each in ingesters)
+        departed = machine.delivery.departed
+        delivered = departed.delivered_operations + sum(each.delivered_operations for each in ingesters)
         self._operations_rate.update(now, delivered)
         target_view, backlog = Targets(), Backlog()
         if machine.keeper.batch is None and any(counts.values()):
@@ -168,7 +169,7 @@ class Observer:
                 for each in ingesters
             ),
             incidents=tuple(IncidentView.of(incident) for incident in self._noticed.incidents),
-            operations_sent=sum(each.sent_operations for each in ingesters),
+            operations_sent=departed.sent_operations + sum(each.sent_operations for each in ingesters),
             operations_delivered=delivered,
             operations_per_s=self._operations_rate.rate(),
             targets=target_view,
@@ -206,10 +207,10 @@ class Observer:
         )
         self._count(ingesters)
 
-    def _judge_phase(self, ingesters: Sequence[IngesterStatus]) -> None:
     def _records_delivered(self) -> int:
         return self._machine.pipeline.totals.records + self._machine.keeper.records_delivered
 
+    def _judge_phase(self, ingesters: Sequence[IngesterStatus]) -> None:
         if self.phase in (Phase.DRAINING, Phase.STOPPED):
             return
         if self.store_away is not None:
@@ -264,9 +265,9 @@ class Observer:
         metrics.repos({state: max(0, machine.keeper.counts[state]) for state in RepoState})
         metrics.slots(Arena.CAR, pipeline.downloads.slots.in_use, machine.plan.car_slots)
         metrics.slots(Arena.OPERATIONS, pipeline.seats.slots_in_use, machine.plan.operation_slots)
-        metrics.queue(Queue.STORE, machine.keeper.waiting)
         if machine.live is not None:
             metrics.slots(Arena.FRAMES, *machine.live.tailer.slots)
+        metrics.queue(Queue.STORE, machine.keeper.waiting)
         metrics.queue(Queue.FETCH, pipeline.downloads.queued)
         metrics.queue(Queue.WORKER, len(pipeline.seats.queue))
         metrics.queue(Queue.LIVE, sum(each.queued_live for each in ingesters))
@@ -292,7 +293,6 @@ class Observer:
             self._added("limited seconds", waited_s + pipeline.resolves.limited_s),
             int(self._added("limited", waits + pipeline.resolves.limited_total)),
         )
-        metrics.repos_in_memory.set(len(machine.keeper.residents))
         metrics.hosts({HostState(state): count for state, count in asdict(machine.gate.count()).items()})
         for each in ingesters:
             metrics.ingester_health(
@@ -302,6 +302,7 @@ class Observer:
                 round_trip_s=None if each.rtt_ms is None else each.rtt_ms / 1000,
             )
         metrics.firehose_followed.set(machine.live is not None)
+        metrics.repos_in_memory.set(len(machine.keeper.residents))
         metrics.open_incidents.set(sum(each.closed_at is None for each in self._noticed.incidents))
         checkpointer = machine.checkpointer
         metrics.checkpoints.inc(self._added("checkpoints", checkpointer.stored))

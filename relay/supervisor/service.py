@@ -6,8 +6,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from relay.atproto.nsid_filter import NsidFilter
+from relay.config.load import Loaded
 from relay.config.schema import Settings
 from relay.discovery.listing import EnumerationResult
 from relay.errors import StreamError
@@ -35,7 +37,8 @@ from relay.supervisor.management import Management
 from relay.supervisor.observer import Observer
 from relay.supervisor.patience import store_patiently
 from relay.supervisor.reconcile import Reconciler
-from relay.supervisor.resharding import reshard
+from relay.supervisor.rereading import Rereading
+from relay.supervisor.resharding import Resharder, reshard
 from relay.supervisor.resume import Resume, where_to_resume
 from relay.supervisor.session import Interrupted, Reporter, Session, Workplace
 from relay.supervisor.widening import Widening
@@ -71,14 +74,15 @@ class Service:
 
     def __init__(
         self,
-        settings: Settings,
+        loaded: Loaded,
         *,
         command: str,
         cursor: int | None = None,
         live: bool = False,
         reporter: Reporter,
     ) -> None:
-        self._settings, self._command, self._cursor, self._live = settings, command, cursor, live
+        settings = loaded.settings
+        self._loaded, self._settings, self._command, self._cursor, self._live = loaded, settings, command, cursor, live
         self._session = Session(settings, command=command, reporter=reporter)
         self._filter = NsidFilter.parse(settings.firehose.nsid_filter)
         self._upstream = settings.firehose.relay_host
@@ -163,9 +167,19 @@ class Service:
         refilter = self._plug(work, reconciler, asking, begun)
         chain = OperationChain(session.database, machine.engine.post, machine.delivery)
         machine.engine.every(PUMP_EVERY_S, chain.pump)
-        management = Management(session, RelayControl(session, machine, observer, refilter), chain)
+        resharder: Resharder | None = None
+        if settings.delivery.failover_after_sec == 0:
+            resharder = Resharder(self._patiently, machine.delivery, session.clock.now, session.died)
+            beside.append(resharder)
+        control = RelayControl(session, machine, observer, refilter, resharder)
+        session.reread = Rereading(self._loaded, control, machine.gate).look
+        management = Management(session, control, chain)
         with session.working(machine, observer, work.census, place, beside, management):
             return session.wait(observer, place, is_over=lambda: False)
+
+    def _patiently(self, name: str, act: Callable[[Cursor], Any], stopped_within: Callable[[float], bool]) -> Any:
+        session = self._session
+        return store_patiently(session.database, name, act, epoch=session.epoch, stopped_within=stopped_within)
 
     # --- before -------------------------------------------------------------------------------------------------------------
 

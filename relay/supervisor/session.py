@@ -133,6 +133,8 @@ class Session:
         self.may_enumerate = threading.Event()
         self.may_enumerate.set()
         self.look_at_notices: Callable[[], None] = lambda: None  # in the engine's thread
+        self.reread: Callable[[], None] | None = None  # SIGHUP: the configuration
+        self._is_reread_wanted = False
         self._manager = ServiceManager.of_environment(os.environ)
         self._alive_at = 0.0
 
@@ -344,6 +346,9 @@ class Session:
                 raise Interrupted
             if self._doors is not None:
                 self._doors.look()
+            if self._is_reread_wanted and self.reread is not None:
+                self._is_reread_wanted = False
+                self.reread()
             if not self._deaths.empty():
                 name, exc = self._deaths.get()
                 return str(exc) if isinstance(exc, RelayError) else f"{name}: {type(exc).__name__}: {exc}"
@@ -367,9 +372,11 @@ class Session:
             self._manager.alive()
 
     def _stop_asked(self, timeout_s: float) -> bool:
-        """Wait for a signal that asks us to stop. SIGHUP does not: files that may have been renewed are read again."""
+        """Wait for a signal that asks us to stop. SIGHUP does not: files that may have been renewed are read again, the configuration
+        as soon as we are at work."""
         number = self._signals.wait(timeout_s)
         if number == signal.SIGHUP:
+            self._is_reread_wanted = True
             if self._doors is not None:
                 self._doors.renew()
             return False
