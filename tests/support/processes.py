@@ -21,7 +21,7 @@ from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 _MAX_LINES = 50_000
-_CLEAN = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TERM", "VIRTUAL_ENV")
+_CLEAN = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TERM", "VIRTUAL_ENV", "COVERAGE_PROCESS_CONFIG")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
