@@ -1,4 +1,4 @@
-"""The small HTTP server on metrics.port: /metrics, /health, /ready, /status.json and a page for a browser at /.
+"""The small HTTP server on metrics.port: /metrics, /health, /ready, /status.json and a page for a browser at / (/?did=DID finds a repo).
 
 One thread reads and writes all connections without ever waiting for one of them; a few worker threads compute the answers. So a
 client that trickles its request or never reads its answer costs one of `most_connections` places until its deadline, and no
@@ -13,11 +13,15 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from urllib.parse import parse_qs
 
-from relay.admin.page import render_page
+from relay.admin.history import STEP_S, History
+from relay.admin.look import POLICY
+from relay.admin.page import Search, render_page
+from relay.atproto.syntax import is_did
 from relay.errors import Blame, RelayError
 from relay.observe.log import get_logger
 from relay.observe.metrics import CONTENT_TYPE
@@ -27,10 +31,15 @@ from relay.runtime.service import ServiceThread
 log = get_logger(__name__)
 
 HealthCheck = Callable[[], tuple[int, str]]
+# Everything that is known of a DID, JSON-ready; None: it is not known. Raises RelayError when nobody can tell.
+Story = Callable[[str], Mapping[str, object] | None]
 
 _MOST_HEADER_BYTES = 8192
 _RECV_BYTES = 4096
 _LINGER_S = 1.0
+# Searches ask the database, which has other work: one at a time, and so many a second. Whoever wants many asks `repos show`.
+_SEARCHES_PER_S = 5.0
+_SEARCH_WAITS_S = 2.0
 _PATHS = "/ /metrics /health /ready /status.json"
 
 
@@ -60,7 +69,7 @@ class AdminHttp(ServiceThread):
     """Binds when it is made (so that `address` is known and errors come early), serves from `start()` on.
 
     `health` and `ready` return an HTTP status and a line of text; they, `snapshot` and `metrics` are called in worker threads,
-    must be thread-safe, and should not wait. Raises CannotListen.
+    must be thread-safe, and should not wait. `story` may: it is asked by one thread at a time. Raises CannotListen.
     """
 
     def __init__(
@@ -72,6 +81,7 @@ class AdminHttp(ServiceThread):
         ready: HealthCheck,
         snapshot: Callable[[], StatusSnapshot],
         metrics: Callable[[], bytes],
+        story: Story | None = None,
         workers: int = 3,
         most_connections: int = 64,
         request_timeout_s: float = 5.0,
@@ -80,19 +90,27 @@ class AdminHttp(ServiceThread):
     ) -> None:
         super().__init__("admin-http", on_death)
         self._health, self._ready, self._snapshot, self._metrics = health, ready, snapshot, metrics
+        self._story = story
+        self._searching = threading.Lock()  # guards: _next_search_at; held while the database answers
+        self._next_search_at = 0.0  # monotonic
+        self._history = History()
+        self._sample_at = 0.0  # monotonic
+        self._is_sampling = False
         self._most_connections = most_connections
         self._request_timeout_s, self._answer_timeout_s = request_timeout_s, answer_timeout_s
         self._connections: dict[socket.socket, _Connection] = {}  # in the order of their arrival
-        # Bounded by the connections: each has at most one entry in one of the two.
-        self._requests: queue.SimpleQueue[tuple[_Connection, bytes] | None] = queue.SimpleQueue()
+        # Bounded by the connections: each has at most one entry in one of the two. One more, without a connection, is for the charts.
+        self._requests: queue.SimpleQueue[tuple[_Connection | None, bytes] | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[tuple[_Connection, bytes]] = queue.SimpleQueue()
         self._listener = _listen(host, port)
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
+        # One more, for the charts: they take nobody's place.
         self._workers = [
-            threading.Thread(target=self._work, name=f"admin-http-{number}", daemon=True) for number in range(workers)
+            threading.Thread(target=self._work, name=f"admin-http-{number}", daemon=True)
+            for number in range(workers + 1)
         ]
 
     @property
@@ -136,6 +154,7 @@ class AdminHttp(ServiceThread):
                         elif key.fileobj in self._connections:
                             self._advance(self._connections[key.fileobj])
                     self._drop_late()
+                    self._sample_if_due()
         finally:
             self._close_all()
             for _ in self._workers:
@@ -216,9 +235,18 @@ class AdminHttp(ServiceThread):
         self._selector.modify(connection.sock, selectors.EVENT_WRITE)
         self._advance(connection)
 
-    def _next_deadline_in(self) -> float | None:
+    def _next_deadline_in(self) -> float:
         waiting = [each.deadline for each in self._connections.values() if not each.is_working]
-        return max(0.0, min(waiting) - time.monotonic()) if waiting else None
+        return max(0.0, min([*waiting, self._sample_at]) - time.monotonic())
+
+    def _sample_if_due(self) -> None:
+        """Have a worker look at the status for the charts, now and then; while none is free nothing is added."""
+        if time.monotonic() < self._sample_at:
+            return
+        self._sample_at = time.monotonic() + STEP_S
+        if not self._is_sampling:
+            self._is_sampling = True
+            self._requests.put((None, b""))
 
     def _drop_late(self) -> None:
         now = time.monotonic()
@@ -239,6 +267,9 @@ class AdminHttp(ServiceThread):
         """Compute answers until a None comes: one worker thread."""
         while (entry := self._requests.get()) is not None:
             connection, request = entry
+            if connection is None:
+                self._sample()
+                continue
             try:
                 answer = self._answer(request)
             except Exception as exc:  # whatever a callable does wrong is told, and costs one answer
@@ -247,17 +278,25 @@ class AdminHttp(ServiceThread):
             self._answers.put((connection, answer))
             self.wake()
 
+    def _sample(self) -> None:
+        try:
+            self._history.add(time.time(), self._snapshot())
+        except Exception as exc:  # costs one point of the charts
+            log.error("status_not_sampled", error=f"{type(exc).__name__}: {exc}", exc_info=True)
+        finally:
+            self._is_sampling = False
+
     def _answer(self, request: bytes) -> bytes:
         words = request.split(b"\r\n", 1)[0].split(b" ")
         if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
             return _response(400, "expected an HTTP/1.1 request\n")
-        method, path = words[0], words[1].split(b"?", 1)[0]
+        method, (path, _, query) = words[0], words[1].partition(b"?")
         if method not in (b"GET", b"HEAD"):
             return _response(405, "only GET and HEAD\n", extra="Allow: GET, HEAD\r\n")
-        answer = self._answer_path(path)
+        answer = self._answer_path(path, query)
         return answer[: answer.index(b"\r\n\r\n") + 4] if method == b"HEAD" else answer
 
-    def _answer_path(self, path: bytes) -> bytes:
+    def _answer_path(self, path: bytes, query: bytes) -> bytes:
         if path == b"/metrics":
             return _response(200, self._metrics(), CONTENT_TYPE)
         if path in (b"/health", b"/ready"):
@@ -266,8 +305,34 @@ class AdminHttp(ServiceThread):
         if path == b"/status.json":
             return _response(200, self._snapshot().to_json() + b"\n", "application/json")
         if path == b"/":
-            return _response(200, render_page(self._snapshot()), "text/html; charset=utf-8")
+            search = self._search(query)
+            recent, day = self._history.recent(), self._history.day()
+            page = render_page(self._snapshot(), recent=recent, day=day, search=search)
+            return _response(200, page, "text/html; charset=utf-8")
         return _response(404, f"no such page; there are {_PATHS}\n")
+
+    def _search(self, query: bytes) -> Search | None:
+        """Return what is known of the DID that `?did=` names; None: nobody asked."""
+        fields = parse_qs(query.decode("utf-8", "replace"), max_num_fields=8) if query.count(b"&") < 8 else {}
+        did = fields.get("did", [""])[0].strip()
+        if not did:
+            return None
+        if not is_did(did):
+            return Search(did=did[:256], problem="This is not a DID. One looks like did:plc:ewvi7nxzyoun6zhxrhs64oiz.")
+        if self._story is None:
+            return Search(did=did, problem="Repos cannot be looked up here.")
+        if not self._searching.acquire(timeout=_SEARCH_WAITS_S):
+            return Search(did=did, problem="Other searches are waiting for the database: try again in a moment.")
+        try:
+            if (wait_s := self._next_search_at - time.monotonic()) > 0:
+                self.stopping.wait(wait_s)
+            self._next_search_at = time.monotonic() + 1 / _SEARCHES_PER_S
+            story = self._story(did)
+        except RelayError as exc:
+            return Search(did=did, problem=f"Cannot be told now: {exc}")
+        finally:
+            self._searching.release()
+        return Search(did=did, story=story, problem="" if story else "This DID is not known here.")
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -297,7 +362,8 @@ def _response(code: int, body: bytes | str, content_type: str = "text/plain; cha
         "Connection: close\r\n"
         "Cache-Control: no-store\r\n"
         "X-Content-Type-Options: nosniff\r\n"
-        "Content-Security-Policy: default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'\r\n"
+        "Referrer-Policy: no-referrer\r\n"
+        f"Content-Security-Policy: {POLICY}\r\n"
         f"{extra}\r\n"
     )
     return head.encode() + content

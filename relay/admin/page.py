@@ -1,179 +1,219 @@
-"""The page at `/`: every number of a status snapshot as plain HTML that needs no script and nothing from elsewhere (pure)."""
+"""The page at `/`: every number of a status snapshot as plain HTML that needs no script and nothing from elsewhere (pure).
+
+Everything that is not ours (names of hosts, texts of errors, addresses) goes through `escape`. With scripts, the numbers are
+renewed in place; without, the page asks for itself again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 
+from relay.admin import charts, tables
+from relay.admin.charts import STATE_ORDER
+from relay.admin.history import Point
+from relay.admin.look import SCRIPT, STYLE
+from relay.admin.tables import table
 from relay.observe import words
-from relay.observe.status import FirehoseStatus, StatusSnapshot
+from relay.observe.status import StatusSnapshot
 
-_STYLE = """
-:root { color-scheme: light dark; --line: #8885; --dim: #777; --bad: #c22; --good: #282; }
-body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5rem auto; max-width: 70rem; padding: 0 1rem; }
-h1 { font-size: 1.3rem; } h1 small { font-weight: normal; color: var(--dim); }
-h2 { font-size: 1rem; margin: 1.6rem 0 .3rem; }
-table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--line); }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-th { color: var(--dim); font-weight: normal; }
-.bad { color: var(--bad); } .good { color: var(--good); }
-.wide { overflow-x: auto; }
-"""
+_LATE_S = 10.0  # a stream whose newest event is older than this stands out
+_RELOAD_S = 5
 
 
-def render_page(snapshot: StatusSnapshot) -> bytes:
-    """Return the page; it asks for itself again every 5 seconds."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """What was asked for a DID, and what came of it: `story` (JSON-ready, all that is known), or `problem`."""
+
+    did: str
+    story: Mapping[str, object] | None = None
+    problem: str = ""
+
+
+def render_page(
+    snapshot: StatusSnapshot,
+    *,
+    recent: Sequence[Point] = (),
+    day: Sequence[Point] = (),
+    search: Search | None = None,
+) -> bytes:
+    """Return the page, with charts where there is a history, and above all what was searched for."""
     title = f"{escape(snapshot.instance)}: {snapshot.phase.value}"
-    reason = f" ({escape(snapshot.reason)})" if snapshot.reason else ""
-    facts = ", ".join(
-        escape(fact)
-        for fact in (
-            snapshot.command,
-            f"version {snapshot.version}" if snapshot.version else "",
-            f"up {words.duration(snapshot.uptime_s)}" if snapshot.uptime_s is not None else "",
-        )
-        if fact
-    )
-    body = "".join(_sections(snapshot))
+    reload = "" if search else f'<noscript><meta http-equiv="refresh" content="{_RELOAD_S}"></noscript>'
+    asked = escape(search.did) if search else ""
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f'<meta http-equiv="refresh" content="5"><title>{title}</title><style>{_STYLE}</style></head>'
-        f"<body><h1>{title}{reason} <small>{facts}</small></h1>{body}"
-        '<p><a href="/status.json">status.json</a> <a href="/metrics">metrics</a> <a href="/health">health</a> '
-        '<a href="/ready">ready</a></p></body></html>'
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'{reload}<link rel="icon" href="data:,"><title>{title}</title><style>{STYLE}</style></head><body>'
+        f'<header>{_head(snapshot)}<form action="/" role="search"><input type="search" name="did" value="{asked}" maxlength="2048" '
+        'placeholder="did:plc:…" aria-label="Find a repo by its DID" spellcheck="false" autocomplete="off">'
+        "<button>Find</button></form></header>"
+        f'<main><p class="notice" id="stale" hidden>The relay does not answer: these numbers are old.</p>{_found(search)}</main>'
+        f'<main id="live">{"".join(_sections(snapshot, recent, day))}</main>'
+        '<footer><a href="/status.json">status.json</a> · <a href="/metrics">metrics</a> · <a href="/health">health</a> · '
+        f'<a href="/ready">ready</a></footer><script>{SCRIPT}</script></body></html>'
     ).encode()
 
 
-def _sections(snapshot: StatusSnapshot) -> Iterable[str]:
-    rates, firehose, targets = snapshot.rates, snapshot.firehose, snapshot.targets
-    yield _table(
-        "Throughput",
-        ("", "total", "per second"),
-        [
-            ("repos synced", words.count(snapshot.state_counts()["synced"]), words.rate(rates.repos_per_s)),
-            ("records delivered", words.count(snapshot.records_delivered), words.rate(rates.records_per_s)),
-            (
-                "operations delivered",
-                words.count(snapshot.operations_delivered),
-                words.rate(snapshot.operations_per_s),
-            ),
-            ("bytes fetched", words.size(snapshot.bytes_fetched), words.size(rates.bytes_per_s)),
-        ],
+def _head(snapshot: StatusSnapshot) -> str:
+    facts = " · ".join(
+        escape(fact)
+        for fact in (
+            snapshot.command,
+            f"up {words.duration(snapshot.uptime_s)}" if snapshot.uptime_s is not None else "",
+            f"version {snapshot.version}" if snapshot.version else "",
+            f"as of {snapshot.at[11:19]} UTC" if snapshot.at else "",
+        )
+        if fact
     )
-    if snapshot.backlog.repos is not None:
-        total = sum(snapshot.repos.values())
-        yield _table(
-            "Backlog",
-            ("at rest", "share", "to go", "time left"),
-            [
-                (f"{words.count(total - snapshot.backlog.repos)} of {words.count(total)}",
-                 words.percent(total - snapshot.backlog.repos, total), words.count(snapshot.backlog.repos),
-                 words.duration(snapshot.backlog.eta_s)),
-            ],
-        )  # fmt: skip
+    phase = snapshot.phase.value
+    reason = f' <span class="facts">{escape(snapshot.reason)}</span>' if snapshot.reason else ""
+    return (
+        f'<div id="head"><h1>{escape(snapshot.instance)} <span class="badge {phase}">{phase}</span>{reason}</h1>'
+        f'<div class="facts">{facts}</div></div>'
+    )
+
+
+def _sections(snapshot: StatusSnapshot, recent: Sequence[Point], day: Sequence[Point]) -> Iterable[str]:
+    yield from _notices(snapshot)
+    yield _numbers(snapshot)
+    yield _states(snapshot)
+    yield f'<section><h2>The last minutes</h2><div class="charts">{_charts(recent)}</div></section>'
+    if len(day) > 1:
+        yield (
+            '<section><details id="day"><summary>The last 24 hours</summary>'
+            f'<div class="charts">{_charts(day)}</div></details></section>'
+        )
+    yield from tables.all_of(snapshot)
+
+
+def _notices(snapshot: StatusSnapshot) -> Iterable[str]:
+    """What is open now stands first: whoever opens the page at night looks for it."""
+    for each in snapshot.incidents:
+        if each.closed_at is None:
+            yield (
+                f'<p class="notice open"><b class="bad">{escape(each.kind)}</b> since {escape(each.at)}: {escape(each.text)}</p>'
+            )
+    away = [each for each in snapshot.ingesters if not each.healthy]
+    if away and snapshot.phase.value not in ("starting", "stopped"):
+        names = ", ".join(f"{each.address} ({each.reason or 'away'})" for each in away[:5])
+        yield (
+            f'<p class="notice"><b class="warn">{len(away)} of {len(snapshot.ingesters)} ingesters away</b>: {escape(names)}</p>'
+        )
+
+
+def _numbers(snapshot: StatusSnapshot) -> str:
+    rates, firehose, counts = snapshot.rates, snapshot.firehose, snapshot.state_counts()
+    cards = []
+    targets, backlog = snapshot.targets, snapshot.backlog
     if targets.total is not None:
         known = "" if targets.final else " so far"
-        done = f"{words.count(targets.done)} of {words.count(targets.total)}{known}"
-        yield _table(
-            "Batch",
-            ("finished", "share", "quarantined", "still to go"),
-            [
-                (done, words.percent(targets.done, targets.total), words.count(targets.quarantined),
-                 words.duration(targets.eta_s)),
-            ],
-        )  # fmt: skip
-    yield _table("Repos", snapshot.state_counts().keys(), [[words.count(n) for n in snapshot.state_counts().values()]])
-    yield from _firehose(firehose)
-    reconcile = snapshot.reconcile
-    if reconcile.hosts_total is not None:
-        yield _table(
-            "Reconcile",
-            ("running", "hosts done", "of", "silent", "repos compared", "differed", "queued", "found", "last complete"),
-            [
-                ["yes" if reconcile.running else "no"]
-                + [
-                    words.count(number)
-                    for number in (
-                        reconcile.hosts_done, reconcile.hosts_total, reconcile.hosts_failed, reconcile.compared,
-                        reconcile.differed, reconcile.queued, reconcile.found,
-                    )
-                ]
-                + [reconcile.completed_at or "never"],
-            ],
-        )  # fmt: skip
-    yield _table(
-        "Ingesters",
-        ("address", "state", "batches in flight", "queued", "oldest unacknowledged", "delivered"),
-        [
-            (
-                each.address,
-                "healthy" if each.healthy else f"away: {each.reason}" if each.reason else "away",
-                words.count(each.in_flight_batches),
-                words.count(each.queued_operations),
-                words.duration(each.oldest_unacked_s),
-                words.count(each.delivered_operations),
+        cards.append(
+            _progress(
+                "Batch", targets.done or 0, targets.total, f"{words.count(targets.done)} of {words.count(targets.total)} repos{known}",
+                targets.eta_s, targets.bytes_left,
             )
-            for each in snapshot.ingesters
-        ],
+        )  # fmt: skip
+    elif backlog.repos is not None and any(counts.values()):
+        total = sum(counts.values())
+        done = max(0, total - backlog.repos)
+        note = f"{words.count(done)} of {words.count(total)} repos, {words.count(backlog.repos)} to go"
+        cards.append(_progress("At rest", done, total, note, backlog.eta_s, backlog.bytes_left))
+    cards += [
+        _card("Repos synced", words.count(counts["synced"]), words.rate(rates.repos_per_s)),
+        _card("Records delivered", words.count(snapshot.records_delivered), words.rate(rates.records_per_s)),
+        _card(
+            "Operations delivered", words.count(snapshot.operations_delivered), words.rate(snapshot.operations_per_s)
+        ),
+        _card("Bytes fetched", words.size(snapshot.bytes_fetched), _per_s(rates.bytes_per_s)),
+    ]
+    if firehose.connections is not None or firehose.seq is not None:
+        is_late = not firehose.connected or (firehose.lag_s or 0) > _LATE_S
+        note = f"{words.rate(firehose.events_per_s)} events" if firehose.connected else "not connected"
+        cards.append(_card("Firehose lag", words.duration(firehose.lag_s), note, "warn" if is_late else ""))
+    number = sum(each.closed_at is None for each in snapshot.incidents)
+    cards.append(
+        _card("Open incidents", words.count(number), f"{len(snapshot.incidents)} in 24 h", "bad" if number else "")
     )
-    yield _table(
-        "Incidents",
-        ("since", "over", "kind", "what"),
-        [(each.at, each.closed_at or "no", each.kind, each.text) for each in snapshot.incidents],
-    )
-    yield _table("Failures", ("reason", "attempts"), [(name, words.count(n)) for name, n in snapshot.failures.items()])
-    yield _table(
-        "Last errors",
-        ("at", "reason", "what"),
-        [(each.at, each.reason, each.text) for each in snapshot.last_errors],
-    )
+    return f'<div class="numbers">{"".join(cards)}</div>'
 
 
-def _firehose(firehose: FirehoseStatus) -> Iterable[str]:
-    yield _table(
-        "Firehose",
-        ("upstream", "connected", "newest seq", "stored cursor", "lag", "events", "last error"),
-        [
-            (firehose.upstream or words.UNKNOWN, "yes" if firehose.connected else "no", words.count(firehose.seq),
-             words.count(firehose.cursor), words.duration(firehose.lag_s), words.rate(firehose.events_per_s),
-             firehose.last_error or ""),
-        ],
-    )  # fmt: skip
-    if firehose.distance is None:
-        return  # nobody follows it
-    yield _table(
-        "Frames in work",
-        ("open", "from the oldest open one on", "at most", "batches waiting", "being verified", "waiting for a key",
-         "operations buffered", "at most"),
-        [
-            [
-                words.count(number)
-                for number in (
-                    firehose.open_frames, firehose.distance, firehose.max_open_frames, firehose.waiting_batches,
-                    firehose.verifying, firehose.waiting_for_key, firehose.buffered_operations, firehose.buffer_size,
-                )
-            ],
-        ],
-    )  # fmt: skip
-    counted = (("read", firehose.events), ("checked", firehose.outcomes), ("invalid", firehose.invalid),
-               ("ignored", firehose.ignored))  # fmt: skip
-    yield _table(
-        "Frames",
-        ("", "", "since the start"),
-        [(what, name, words.count(number)) for what, counts in counted for name, number in counts.items()],
+def _card(label: str, value: str, note: str, style: str = "") -> str:
+    return f'<section><span>{escape(label)}</span><b class="{style}">{escape(value)}</b><small>{escape(note)}</small></section>'
+
+
+def _progress(label: str, done: int, total: int, note: str, eta_s: float | None, bytes_left: int | None) -> str:
+    left = ""
+    if done < total:
+        left = f", about {words.duration(eta_s)} left" if eta_s is not None else ", time left not known yet"
+        if bytes_left:
+            left += f" (about {words.size(bytes_left)})"
+    return (
+        f'<section class="whole"><span>{escape(label)}</span><b>{words.percent(done, total)}</b>'
+        f'<progress max="{max(1, total)}" value="{min(done, total)}"></progress>'
+        f"<small>{escape(note + left)}</small></section>"
     )
 
 
-def _table(title: str, heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Return a titled table; every cell is escaped, and one that starts like a number stands right."""
-    heads, rows = list(heads), [list(row) for row in rows]
-    if not rows:
-        return f"<h2>{escape(title)}</h2><p>none</p>"
-    head = "".join(f"<th{_side(cell)}>{escape(name)}</th>" for name, cell in zip(heads, rows[0], strict=True))
-    lines = "".join("<tr>" + "".join(f"<td{_side(cell)}>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<h2>{escape(title)}</h2><div class="wide"><table><tr>{head}</tr>{lines}</table></div>'
+def _states(snapshot: StatusSnapshot) -> str:
+    counts = snapshot.state_counts()
+    items = "".join(
+        f'<li><i class="s-{state.value}" aria-hidden="true">■</i><b>{words.count(counts[state.value])}</b> {state.value}</li>'
+        for state in STATE_ORDER
+    )
+    return f'<section id="repos"><h2>Repos</h2>{charts.bar(counts)}<ul class="legend">{items}</ul></section>'
 
 
-def _side(cell: str) -> str:
-    return ' class="n"' if cell and (cell == words.UNKNOWN or (cell[0].isdigit() and "-" not in cell)) else ""
+def _charts(points: Sequence[Point]) -> str:
+    figures = [
+        charts.line_chart("Operations", points, "operations", words.rate),
+        charts.line_chart("Repos", points, "repos", words.rate),
+        charts.line_chart("Bytes", points, "bytes", _per_s),
+    ]
+    if any("lag" in point.values for point in points):
+        figures.append(charts.line_chart("Firehose lag", points, "lag", words.duration))
+        figures.append(charts.line_chart("Events", points, "events", words.rate))
+    figures.append(charts.line_chart("Oldest unacknowledged", points, "unacked", words.duration))
+    figures.append(charts.states_chart(points))
+    return "".join(figures)
+
+
+def _per_s(value: float | None) -> str:
+    return words.UNKNOWN if value is None else f"{words.size(value)}/s"
+
+
+def _found(search: Search | None) -> str:
+    if search is None:
+        return ""
+    body = f'<p class="bad">{escape(search.problem)}</p>' if search.story is None else _story(search.story)
+    return f'<section id="found"><h2>{escape(search.did)}</h2>{body}<a href="/">Close</a></section>'
+
+
+def _story(story: Mapping[str, object]) -> str:
+    """Return facts as a list, then each list of objects as a table of its own."""
+    facts, lists = [], []
+    for name, value in story.items():
+        if isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
+            lists.append(_listed(name, [each for each in value if isinstance(each, Mapping)]))
+        elif name != "did":
+            facts.append(f"<dt>{escape(name)}</dt><dd>{escape(_text(value))}</dd>")
+    return f"<dl>{''.join(facts)}</dl>{''.join(lists)}"
+
+
+def _listed(name: str, entries: Sequence[Mapping[str, object]]) -> str:
+    heads = list(dict.fromkeys(key for entry in entries for key in entry))
+    return table(name, heads, [[_text(entry.get(head)) for head in heads] for entry in entries])
+
+
+def _text(value: object) -> str:
+    if value is None or value == "":
+        return words.UNKNOWN
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return words.count(value)
+    if isinstance(value, list):
+        return ", ".join(str(each) for each in value) or words.UNKNOWN
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_text(each)}" for name, each in value.items())
+    return str(value)

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Mapping
 
 from relay import __version__
 from relay.admin.http import AdminHttp, CannotListen
@@ -14,7 +15,9 @@ from relay.observe.log import get_logger
 from relay.observe.metrics import Metrics
 from relay.observe.processes import Process
 from relay.observe.status import Phase, StatusSnapshot, rfc3339
-from relay.store import instances
+from relay.repos.story import story_entry
+from relay.store import instances, stories
+from relay.store.pool import Database
 from relay.store.statements import Cursor
 from relay.supervisor.observer import Observer
 from relay.supervisor.wiring import Machine
@@ -30,8 +33,8 @@ class Presence:
     `say`, `listen` and `close` belong to the main thread; what HTTP asks is answered in HTTP's threads.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, *, command: str) -> None:
-        self._settings, self._metrics, self._command = settings, metrics, command
+    def __init__(self, settings: Settings, metrics: Metrics, database: Database, *, command: str) -> None:
+        self._settings, self._metrics, self._database, self._command = settings, metrics, database, command
         self._http: AdminHttp | None = None
         self._listen_at = 0.0  # monotonic: when to try again
         self._machine: Machine | None = None
@@ -76,6 +79,7 @@ class Presence:
                 ready=self._ready,
                 snapshot=lambda: self.snapshot,
                 metrics=self._metrics_page,
+                story=self._story,
             )
         except CannotListen as exc:
             if required:
@@ -152,6 +156,12 @@ class Presence:
     def _ready(self) -> tuple[int, str]:
         phase, reason = self._phase()
         return (200 if phase is Phase.RUNNING else 503), f"{phase.value}{': ' + reason if reason else ''}"
+
+    def _story(self, did: str) -> Mapping[str, object] | None:
+        """Return everything that is stored of a repo. Raises StoreError."""
+        with self._database.transaction("look up a repo") as cursor:
+            story = stories.load_story(cursor, did)
+        return None if story is None else story_entry(story)
 
     def _phase(self) -> tuple[Phase, str]:
         # Not the snapshot's: when the engine is stuck, nobody makes a new one.

@@ -120,7 +120,7 @@ class Session:
         self.data_dir = Path(settings.relay.data_dir)
         self.database = Database(settings.database, self.data_dir)
         self.lease = Lease(self.database, owner_text(command), on_lost=lambda exc: self.died("lease", exc))
-        self.presence = Presence(settings, self.metrics, command=command)
+        self.presence = Presence(settings, self.metrics, self.database, command=command)
         self.stood_by = False
         self._signals = StopSignals(reporter.give_back_terminal)
         self._deaths: queue.SimpleQueue[tuple[str, BaseException]] = queue.SimpleQueue()

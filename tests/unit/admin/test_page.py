@@ -45,7 +45,7 @@ def test_a_followed_firehose_is_shown_with_what_waits_and_what_came_of_it() -> N
     )
     for text in (
         "wss://relay.example", ">yes<", "12,345", "12,300", "0.5s", "812/s", "&lt;b&gt;upstream&lt;/b&gt; says", "1,234", "200,000",
-        "320", "50,000", "4,321", "4,300", "bad_signature", "77", "99,887", "1,000 of 1,024", "97.7%", ">24<", "1m01s", ">321<", "98,765",
+        "320", "50,000", "4,321", "4,300", "bad_signature", "77", "99,887", "1,000 of 1,024", "97.7%", "24 to go", "1m01s", ">321<", "98,765",
     ):  # fmt: skip
         assert text in page, text
 
@@ -56,8 +56,9 @@ def test_what_is_not_there_has_no_table() -> None:
     )
     assert "<h2>Firehose</h2>" in page
     assert ">77<" in page
-    for title in ("Frames in work", "Frames", "Backlog", "Batch", "Reconcile"):
+    for title in ("Frames in work", "Frames", "Hosts", "Workers", "Reconcile"):
         assert f"<h2>{title}</h2>" not in page
-    assert "<h2>Batch</h2>" in _page(
+    assert "At rest" not in page
+    assert "1 of 3 repos so far" in _page(
         StatusSnapshot(instance="a", phase=Phase.RUNNING, targets=Targets(total=3, done=1))
     )
