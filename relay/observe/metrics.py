@@ -7,7 +7,6 @@ call said.
 
 from __future__ import annotations
 
-import enum
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -28,6 +27,14 @@ from prometheus_client import (
 from relay.model import Lane, OpType, RepoState, Source
 from relay.observe.declared import Declared
 from relay.observe.histogram import WeightedHistogram
+from relay.observe.labels import Arena as Arena
+from relay.observe.labels import CacheResult as CacheResult
+from relay.observe.labels import ChildRole as ChildRole
+from relay.observe.labels import EventKind as EventKind
+from relay.observe.labels import FetchOutcome as FetchOutcome
+from relay.observe.labels import HostState as HostState
+from relay.observe.labels import Queue as Queue
+from relay.observe.labels import Reconciled as Reconciled
 from relay.observe.processes import LABELS, Process, ProcessCosts
 from relay.observe.status import Phase
 
@@ -47,86 +54,12 @@ _NOT_FORWARDED = (
     RepoState.QUARANTINED,
 )
 
+# The words of `supervisor.children` and of `deliver.refusals`.
+_ENDS = ("killed", "ended")
+_REFUSALS = ("rejected", "retries", "oversize")
+
 # Otherwise each counter has a second series with the time of its birth, of which nobody makes anything.
 _without_created: Callable[[], None] = disable_created_metrics
-
-
-class EventKind(enum.StrEnum):
-    """What an event of the firehose was; the words of `tail.envelope.KINDS`."""
-
-    COMMIT = "commit"
-    SYNC = "sync"
-    IDENTITY = "identity"
-    ACCOUNT = "account"
-
-
-class FetchOutcome(enum.StrEnum):
-    """How a download ended."""
-
-    OK = "ok"
-    RATE_LIMITED = "rate_limited"
-    NOT_FOUND = "not_found"
-    INACTIVE = "inactive"
-    HOST_DOWN = "host_down"
-    TIMEOUT = "timeout"
-    TOO_LARGE = "too_large"
-    REFUSED = "refused"
-    OTHER = "other"
-
-
-class CacheResult(enum.StrEnum):
-    """How an identity was found: fresh in the cache, stale because the directory is away, or looked up."""
-
-    HIT = "hit"
-    STALE = "stale"
-    MISS = "miss"
-    NEGATIVE = "negative"
-
-
-class Reconciled(enum.StrEnum):
-    """What a reconcile found of a repo; one that differs was compared too, and one that is queued differs."""
-
-    COMPARED = "compared"
-    DIFFERED = "differed"
-    QUEUED = "queued"
-    FOUND = "found"
-
-
-class HostState(enum.StrEnum):
-    """How a host is: taken from, waiting for what it asked for, silent (its breaker is open)."""
-
-    OK = "ok"
-    WAITING = "waiting"
-    DOWN = "down"
-
-
-class ChildRole(enum.StrEnum):
-    """What a child process does."""
-
-    FETCH = "fetch"
-    WORKER = "worker"
-    VERIFY = "verify"
-
-
-class Queue(enum.StrEnum):
-    """The bounded queues between the parts of the supervisor, and to its children."""
-
-    STORE = "store"
-    FETCH = "fetch"
-    WORKER = "worker"
-    FRAMES = "frames"  # batches of frames that were read and are not in their repos' hands yet
-    VERIFY = "verify"  # frames at the verify workers
-    KEY = "key"  # frames that were checked and wait for a fresh signing key
-    LIVE = "live"
-    BACKFILL = "backfill"
-
-
-class Arena(enum.StrEnum):
-    """The shared-memory arenas: downloaded CARs, and their encoded operations; frames of the stream."""
-
-    CAR = "car"
-    OPERATIONS = "operations"
-    FRAMES = "frames"
 
 
 class Metrics:
@@ -324,6 +257,11 @@ class Metrics:
             self._fetch_bytes.labels(outcome)
         for kind in EventKind:
             self._events.labels(kind)
+        for role in ChildRole:
+            for how in _ENDS:
+                self._worker_restarts.labels(role, how)
+        for refusal in _REFUSALS:
+            self._dead_letters.labels(self.label(refusal))
         for reason in ("known", *_NOT_FORWARDED):
             self._dropped.labels(reason)
         for result in CacheResult:
@@ -339,6 +277,11 @@ class Metrics:
     def render(self) -> bytes:
         """Return everything in the Prometheus text format."""
         return generate_latest(self.registry)
+
+    def declare_incidents(self, kinds: Iterable[str]) -> None:
+        """Start the series of these kinds at 0: the first incident is the one that nobody may miss."""
+        for kind in kinds:
+            self._incidents.labels(self.label(kind))
 
     def declare_ingesters(self, addresses: Iterable[str]) -> None:
         """Start the series of these ingesters at 0."""

@@ -37,8 +37,10 @@ from relay.observe.status import (
 )
 from relay.repos.lifecycle import FINISHED
 from relay.supervisor.noticed import Noticed
+from relay.supervisor.resume import StartKind
 from relay.supervisor.tail_shown import Added, ReconcileShown, TailShown
 from relay.supervisor.wiring import Machine
+from relay.tail.reader import IncidentKind
 
 HOSTS_SHOWN = 50
 LAST_ERRORS_SHOWN = 10
@@ -81,6 +83,7 @@ class Observer:
         self._added = Added().since
         self._tail = TailShown(metrics, max_open_frames=machine.settings.firehose.max_open_frames)
         self._reconcile_shown = ReconcileShown(metrics)
+        metrics.declare_incidents((*IncidentKind, *StartKind))
         self.phase = Phase.STARTING
         self.paused = ""  # by an operator: which parts
         self.reason = ""

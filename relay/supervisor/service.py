@@ -106,6 +106,8 @@ class Service:
         begun = session.store("begin", self._begin)
         reshard(session.store, settings.delivery, place.addresses, session.clock.now)
         resume = begun.resume
+        if resume is not None and resume.incident is not None:
+            session.metrics.incident(resume.incident[0])
         if resume is not None and resume.cursor is None and self._command == "run":
             resume = self._first_cursor(resume)
         asking = _Asking()

@@ -39,7 +39,7 @@ def test_status_metrics_and_page_say_what_the_stream_brought(make_scene: MakeSce
     assert (firehose["open_frames"], firehose["distance"], firehose["verifying"]) == (0, 0, 0)
     assert firehose["buffered_operations"] == 0
     assert firehose["invalid"] == {}
-    assert shown["backlog"] == {"repos": 0, "eta_s": 0.0}
+    assert shown["backlog"] == {"repos": 0, "eta_s": 0.0, "bytes_left": 0}
     assert shown["incidents"] == []
 
     address = address_of(program, scene)
