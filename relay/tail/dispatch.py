@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from relay.atproto.nsid_filter import NsidFilter
 from relay.ipc.arena import Arena, SlotAccount
 from relay.runtime.clock import Clock
 from relay.tail.inhand import FrameInHand, FrameSlot, seq_of
@@ -34,6 +35,7 @@ class _Job:
     slot: FrameSlot
     frames: list[FrameInHand] = field(default_factory=list)
     number: int = 0
+    filter: int = 0
     answered: int = 0
     wire_bytes: int = 0
 
@@ -88,11 +90,21 @@ class VerifySeats:
         self._frames, self._own, self._send, self._clock = frames, SlotAccount(own_slots), send, clock
         self._wanted, self._sought = list(wanted), list(sought)
         self._number = 0
+        self._filter = self._widened = (
+            0  # numbers of the filter in force, and of the last that wanted more than the one before
+        )
         self.cpu_s = 0.0
 
     def set_wanted(self, patterns: Sequence[str]) -> None:
         """Deliver records of these collections from now on."""
+        self._filter += 1
+        if not NsidFilter.parse(self._wanted).covers(NsidFilter.parse(patterns)):
+            self._widened = self._filter
         self._wanted = list(patterns)
+
+    def is_narrow(self, frame: FrameInHand) -> bool:
+        """Was an answered frame judged by a filter that lacked something of the one in force?"""
+        return frame.filter < self._widened
 
     @property
     def frames(self) -> int:
@@ -134,6 +146,7 @@ class VerifySeats:
             raise RuntimeError(f"verify/{number} answers job {message.job}, which it does not have")
         frames = job.frames[job.answered : job.answered + len(message.results)]
         for frame, result in zip(frames, message.results, strict=True):
+            frame.filter = job.filter
             if seq_of(frame.position) != result.seq:
                 raise RuntimeError(f"verify/{number} answers for frame {result.seq} instead of {frame.position}")
         job.answered += len(frames)
@@ -218,7 +231,7 @@ class VerifySeats:
         seat.waiting.popleft()
         if not seat.sent:
             seat.moved_at = self._clock.monotonic()
-        job.number = self._number
+        job.number, job.filter = self._number, self._filter
         seat.sent.append(job)
 
     def _fill_own(self, seat: _Seat) -> None:

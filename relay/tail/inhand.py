@@ -54,12 +54,13 @@ class FrameInHand:
 
     `is_seen`: the machine was told of it and asks for the proof; else its turn is still to come (`is_gate`: later frames of the
     DID wait for that). `frame`: its bytes, where they are needed after the slot is gone. `has_fresh_key`: a signature that fails
-    now fails for good. `result` None: it is being verified.
+    now fails for good. `filter`: number of the one by which it is judged. `result` None: it is being verified.
     """
 
     __slots__ = (
         "deaths",
         "did",
+        "filter",
         "flags",
         "frame",
         "has_fresh_key",
@@ -88,6 +89,7 @@ class FrameInHand:
         self.is_seen = self.is_gate = self.is_held = self.has_fresh_key = False
         self.key: str | None = None
         self.flags = 0
+        self.filter = 0
         self.frame: bytes | None = None
         self.slot: FrameSlot | None = None
         self.offset = self.size = 0

@@ -24,6 +24,11 @@ def is_key_failure(result: FrameResult) -> bool:
     return result.outcome == Outcome.INVALID and result.reason in KEY_REASONS
 
 
+def of_narrow(result: FrameResult) -> FrameResult:
+    """Return what is left of a commit that was judged by a narrower filter than is in force: nobody can tell all that it changed."""
+    return result._replace(outcome=Outcome.UNPROVABLE, reason="filter", operations=0, updates=0, deletes=0, refused=())
+
+
 def is_kept(result: FrameResult) -> bool:
     """Does the frame itself go to the dead letters?"""
     return result.outcome == Outcome.BAD_FRAME or result.reason in _KEPT_REASONS

@@ -246,7 +246,7 @@ class Sequencer:
             )
 
     def set_wanted(self, patterns: Sequence[str]) -> None:
-        """Deliver records of these collections from now on; frames that the workers have already go by the old ones."""
+        """Deliver records of these collections from now on; commits that the workers have already follow nothing if those lack something."""
         self._seats.set_wanted(patterns)
 
     def stop_taking(self) -> None:

@@ -176,6 +176,9 @@ class Turns:
             return False
         if _may_wait_for_key(frame, result) and self._wants_other_key(queue, frame):
             return False
+        if result.outcome == Outcome.COMMIT and self._seats.is_narrow(frame):
+            # Its repo may have been claimed since with the filter in force, and would seem to cover what this lacks: it is fetched once more.
+            result, frame.payload = meaning.of_narrow(result), b""
         self._note(frame, result)
         if result.refused:
             self._residents.keep_letters(meaning.refused_letters(frame, result, self._clock.now()))

@@ -134,6 +134,7 @@ class World:
         self.proved: Counter[str] = Counter()
         self.outcome: dict[int, str] = {}  # position -> what the machine was told
         self.failed_at: dict[str, float] = {}  # when the directory last answered about a DID
+        self.narrow: set[int] = set()  # seqs of frames that are judged by a filter which is too narrow by then
         self.deaths = 0
         self._events: deque[tuple[str, e.Event | None]] = deque()
         self._feeding = False
@@ -404,7 +405,7 @@ class World:
         self._note(event.seq, "proved")
         frame = self.truth[era_of(event.seq), seq_of(event.seq)]
         self.proved[did] += 1
-        if frame["fate"] == "unprovable":
+        if frame["fate"] == "unprovable" or frame["seq"] in self.narrow:
             if (event.since, event.prev_data, event.operations) != ("", None, 0):
                 raise Violation(f"{event} can follow something")
             return

@@ -127,6 +127,35 @@ def test_an_account_comes_behind_earlier_results_and_before_later_frames(world: 
     assert world.homes[did].life.facts.check_due == "status"  # a commit of an inactive account
 
 
+def test_a_commit_that_was_judged_by_a_narrower_filter_than_is_in_force_follows_nothing(world: World) -> None:
+    """It is told of when its turn comes, perhaps after a claim whose snapshot has the wider filter."""
+    did, other = world.dids[:2]
+    world.sequencer.set_wanted(["com.example.one"])
+    for each in (did, other):
+        world.emit(each, "account", active=True)
+    narrow = world.emit(did, "commit")
+    bring(world)
+    world.sequencer.set_wanted(["com.example.one", "com.example.two"])
+    world.narrow.add(narrow)
+    wide = world.emit(other, "commit")
+    bring(world)
+    prove(world)
+    assert {narrow, wide} <= set(world.outcome)
+    assert state_of(world, did) is S.DESYNCED
+    assert [entry[0] for entry in world.lane if isinstance(entry[2], e.Offer)] == [other]
+
+
+def test_a_commit_that_was_judged_by_a_wider_filter_is_taken(world: World) -> None:
+    did = world.dids[0]
+    world.emit(did, "account", active=True)
+    world.emit(did, "commit")
+    bring(world)
+    world.sequencer.set_wanted(["com.example.one"])
+    prove(world)
+    assert state_of(world, did) is S.SYNCED
+    assert [entry[0] for entry in world.lane if isinstance(entry[2], e.Offer)] == [did]
+
+
 def test_an_account_of_an_unknown_did_costs_nothing_and_its_first_commit_makes_it_known() -> None:
     for world in make(known=False):
         did = world.dids[0]
