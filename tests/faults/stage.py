@@ -27,6 +27,7 @@ from relay.simnet.oracle import Difference, compare, compare_digests, report
 from relay.simnet.process import SimProcess
 from tests.support.processes import ROOT, ProcessInfo, Program, processes
 from tests.support.waiting import NotInTime, wait_until
+from tests.support.witness import Witness
 
 MARK = "RELAY_FAULT_TEST"
 RUN_DEADLINE_S = 100.0
@@ -111,7 +112,9 @@ class Stage:
     mark: str = field(default_factory=lambda: secrets.token_hex(8))
     programs: list[Program] = field(default_factory=list)
     has_failed: bool = False  # set by who sees the failure before us: what is left behind is no news then
+    witness: Witness | None = None  # before the ingester, where a test asked for it
     _shared_memory: frozenset[str] = frozenset()
+    _contexts: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     @property
     def data(self) -> Path:
@@ -144,6 +147,7 @@ class Stage:
                     os.kill(info.pid, signal.SIGKILL)
             for program in self.programs:
                 program.stop()
+            self._contexts.close()
 
     # Programs
 
@@ -181,6 +185,13 @@ class Stage:
         program.wait_for_line("^listening on ")
         return program
 
+    def watched_ingester(self) -> str:
+        """Start the reference ingester behind a witness, and return where: `judge` looks at the order too, and counts."""
+        port = free_port()
+        self.ingester(port)
+        self.witness = self._contexts.enter_context(Witness(f"127.0.0.1:{port}"))
+        return self.witness.address
+
     def ours(self) -> list[ProcessInfo]:
         """Return every process that this stage started, and theirs: by the mark in the environment, or by our folder."""
         found = []
@@ -215,6 +226,9 @@ class Stage:
         listed = set(re.findall(r"^ {4}(did:\S+) ", told, re.MULTILINE))
         assert listed == what.refused, str(program)
         differences = what.judge(read_sink(sink or self.sink))
+        if self.witness is not None:
+            print(f"operations: {self.witness.figures()}, {len(differences)} lost")
+            self.witness.assert_in_order()
         assert differences == [], report(differences)
 
     def stored_records(self) -> int:

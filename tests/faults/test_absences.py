@@ -46,9 +46,8 @@ def test_postgresql_away(
     small_world: Expectation, stage: Stage, rng: random.Random, away_s: float, server: EmbeddedPostgres
 ) -> None:
     small_world.slow_down(0.5)
-    port = free_port()
-    stage.ingester(port)
-    program = stage.backfill(small_world, INGESTER_ADDRESSES=f"127.0.0.1:{port}", DATABASE_DSN=server.dsn)
+    address = stage.watched_ingester()
+    program = stage.backfill(small_world, INGESTER_ADDRESSES=address, DATABASE_DSN=server.dsn)
     _under_way(stage, program)
     assert not ends_within(program, rng.uniform(0.0, 0.5)), str(program)
     server.close()
@@ -66,9 +65,8 @@ def test_postgresql_away_when_the_result_is_read(
     small_world: Expectation, stage: Stage, server: EmbeddedPostgres
 ) -> None:
     small_world.slow_down(0.3)
-    port = free_port()
-    stage.ingester(port)
-    program = stage.backfill(small_world, INGESTER_ADDRESSES=f"127.0.0.1:{port}", DATABASE_DSN=server.dsn)
+    address = stage.watched_ingester()
+    program = stage.backfill(small_world, INGESTER_ADDRESSES=address, DATABASE_DSN=server.dsn)
     _under_way(stage, program)
     with contextlib.closing(psycopg2.connect(server.dsn)) as connection, connection.cursor() as cursor:
         # Only who opens or closes a batch needs this table: the run comes to its end, and stands still there.
@@ -98,12 +96,11 @@ def test_postgresql_away_when_the_result_is_read(
 def test_postgresql_away_before_anything_runs(
     table: str, small_world: Expectation, stage: Stage, tmp_path: Path, server: EmbeddedPostgres
 ) -> None:
-    port = free_port()
-    stage.ingester(port)
+    address = stage.watched_ingester()
     database = Database(DatabaseSettings(dsn=server.dsn), tmp_path)
     database.open()  # makes the tables
     database.close()
-    where = {"INGESTER_ADDRESSES": f"127.0.0.1:{port}", "DATABASE_DSN": server.dsn}
+    where = {"INGESTER_ADDRESSES": address, "DATABASE_DSN": server.dsn}
 
     def stop_at_the_first_row() -> Program:
         with contextlib.closing(psycopg2.connect(server.dsn)) as connection, connection.cursor() as cursor:

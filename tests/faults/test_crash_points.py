@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from relay.runtime.crashpoint import VARIABLE, CrashPoint
-from tests.faults.stage import Expectation, Stage, free_port
+from tests.faults.stage import Expectation, Stage
 
 pytestmark = pytest.mark.faults
 
@@ -28,9 +28,7 @@ _PASSED = {
 def test_a_crash_at_this_point_loses_nothing(
     point: CrashPoint, small_world: Expectation, stage: Stage, rng: random.Random, dsn: str
 ) -> None:
-    port = free_port()
-    stage.ingester(port)
-    where = {"INGESTER_ADDRESSES": f"127.0.0.1:{port}", "DATABASE_DSN": dsn}
+    where = {"INGESTER_ADDRESSES": stage.watched_ingester(), "DATABASE_DSN": dsn}
     count = rng.randint(1, _PASSED[point])
     print(f"{point}, passage {count}")
     program = stage.backfill(small_world, **where, **{VARIABLE: f"{point}:{count}"})

@@ -72,8 +72,9 @@ def test_acknowledgements_that_are_late_or_out_of_order_or_come_twice(
 
 
 def test_retry_for_a_while(network: SimProcess, stage: Stage, seconds: float) -> None:
-    with DeliveryWorld(stage, network, faults=(f"retry-for={max(3.0, seconds / 2):g}",)) as world:
+    with DeliveryWorld(stage, network) as world:
         world.begin()
+        world.seats[0].restart(f"retry-for={max(3.0, seconds / 2):g}")  # counted from its start
         address = world.seats[0].address
         wait_until(lambda: world.reasons().get(address) == "retry", "away for answering RETRY")
         let_pass(seconds)

@@ -34,12 +34,10 @@ PAUSE_S = 0.4  # between a number of records and the kill, at most
 
 def test_supervisor(expectation: Expectation, stage: Stage, rng: random.Random, kills: int) -> None:
     expectation.slow_down(0.4 if expectation.refused else 0.25)
-    port = free_port()
-    stage.ingester(port)
-    alive = f"127.0.0.1:{port}"
+    address = stage.watched_ingester()
     hits, progress = 0, []
     for mark in marks(rng, kills, expectation.records):
-        program = stage.backfill(expectation, INGESTER_ADDRESSES=alive)
+        program = stage.backfill(expectation, INGESTER_ADDRESSES=address)
         if rng.random() < AT_WORK_SHARE:
             program.wait_for_line("^metrics: ")
             ended = stage.ends_before(program, mark, rng.uniform(0.0, PAUSE_S))
@@ -53,7 +51,7 @@ def test_supervisor(expectation: Expectation, stage: Stage, rng: random.Random, 
     print(f"{hits} kills of a live supervisor; records stored at each: {progress} of {expectation.records}")
     assert hits >= kills // 2
     expectation.slow_down(0)
-    stage.judge(expectation, stage.backfill(expectation, INGESTER_ADDRESSES=alive))
+    stage.judge(expectation, stage.backfill(expectation, INGESTER_ADDRESSES=address))
 
 
 def test_supervisor_with_its_own_ingester(
@@ -78,9 +76,8 @@ def test_supervisor_with_its_own_ingester(
 @pytest.mark.parametrize("child", ["relay-worker", "relay-fetch"])
 def test_child(child: str, expectation: Expectation, stage: Stage, rng: random.Random, kills: int) -> None:
     expectation.slow_down(0.5 if expectation.refused else 0.2)
-    port = free_port()
-    stage.ingester(port)
-    program = stage.backfill(expectation, INGESTER_ADDRESSES=f"127.0.0.1:{port}", RELAY_MAX_RETRIES="5")
+    address = stage.watched_ingester()
+    program = stage.backfill(expectation, INGESTER_ADDRESSES=address, RELAY_MAX_RETRIES="5")
     program.wait_for_line("^metrics: ")
     hits, progress = 0, []
     for mark in marks(rng, kills, expectation.records):
@@ -126,9 +123,8 @@ def test_ingester(expectation: Expectation, stage: Stage, rng: random.Random, ki
 @pytest.mark.parametrize("victim", ["postmaster", "backend"])
 def test_postgresql(victim: str, expectation: Expectation, stage: Stage, rng: random.Random, kills: int) -> None:
     expectation.slow_down(0.5 if expectation.refused else 0.2)
-    port = free_port()
-    stage.ingester(port)
-    program = stage.backfill(expectation, INGESTER_ADDRESSES=f"127.0.0.1:{port}")
+    address = stage.watched_ingester()
+    program = stage.backfill(expectation, INGESTER_ADDRESSES=address)
     program.wait_for_line("^metrics: ")
     victims = stage.backends if victim == "backend" else stage.postmasters
     hits, progress = 0, []

@@ -216,6 +216,10 @@ class Witness:
         with self._lock:
             return sum(self.counts.values())
 
+    def figures(self) -> str:
+        """Say what was seen, in words; for one that shares its ledger with nobody."""
+        return f"{self.ledger.operations:,} delivered, {self.ledger.again:,} redelivered, {len(self.violations)} misordered"
+
     def assert_in_order(self) -> None:
         with self._lock:
             assert not self.violations, "\n".join([f"{len(self.violations)} violations", *self.violations[:10]])
