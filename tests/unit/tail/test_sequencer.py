@@ -142,7 +142,7 @@ def test_a_commit_that_was_judged_by_a_narrower_filter_than_is_in_force_follows_
     prove(world)
     assert {narrow, wide} <= set(world.outcome)
     assert state_of(world, did) is S.DESYNCED
-    assert [entry[0] for entry in world.lane if isinstance(entry[2], e.Offer)] == [other]
+    assert state_of(world, other) is S.SYNCED
 
 
 def test_a_commit_that_was_judged_by_a_wider_filter_is_taken(world: World) -> None:
@@ -153,7 +153,6 @@ def test_a_commit_that_was_judged_by_a_wider_filter_is_taken(world: World) -> No
     world.sequencer.set_wanted(["com.example.one"])
     prove(world)
     assert state_of(world, did) is S.SYNCED
-    assert [entry[0] for entry in world.lane if isinstance(entry[2], e.Offer)] == [did]
 
 
 def test_an_account_of_an_unknown_did_costs_nothing_and_its_first_commit_makes_it_known() -> None:
