@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 from relay.cli.exits import Exit
@@ -30,18 +31,23 @@ def run(args: argparse.Namespace, loaded: Loaded) -> int:
 
 def run_check(loaded: Loaded, out: TextIO) -> int:
     """Tell that the configuration is right, or what is wrong with the files that it names."""
-    mistakes = 0
-    for name, key in KEYS.items():
-        path = value_of(loaded.settings, name)
-        if key.is_path and name not in _FOLDERS and path and not os.access(str(path), os.R_OK):
-            why = "cannot be read" if os.path.lexists(str(path)) else "there is no such file"
-            print(f"{loaded.origins[name]}: {name}: {path}: {why}", file=out)
-            mistakes += 1
+    mistakes = list(file_mistakes(loaded))
+    for mistake in mistakes:
+        print(mistake, file=out)
     for warning in loaded.warnings:
         print(f"warning: {warning}", file=out)
     source = loaded.file or "no configuration file; defaults, environment and flags"
     print(f"{source}: {'not in order' if mistakes else 'in order'}", file=out)
     return Exit.USAGE if mistakes else Exit.OK
+
+
+def file_mistakes(loaded: Loaded) -> Iterator[str]:
+    """Yield `place: key: path: why` for each file that is named and cannot be read."""
+    for name, key in KEYS.items():
+        path = value_of(loaded.settings, name)
+        if key.is_path and name not in _FOLDERS and path and not os.access(str(path), os.R_OK):
+            why = "cannot be read" if os.path.lexists(str(path)) else "there is no such file"
+            yield f"{loaded.origins[name]}: {name}: {path}: {why}"
 
 
 def run_show(loaded: Loaded, out: TextIO) -> int:

@@ -23,7 +23,7 @@ LOGGING_COMMANDS = ("run", "tail", "backfill")
 DEFAULT_COMMAND = "run"
 COMMANDS = (
     "run", "tail", "backfill", "demo", "status", "health", "repos", "reconcile", "deadletter", "ingester", "config", "db",
-    "completion",
+    "doctor", "completion",
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import http.client
 import ssl
 import time
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 
 from relay import __version__
 from relay.net.address import InvalidAddress, Origin, Target, join_target, parse_target, target_below
@@ -130,6 +131,21 @@ class Fetcher:
         sink = BytesSink()
         answer = self.get(url, sink, limits=limits, accept=accept, accept_encoding=ACCEPT_ENCODING_JSON)
         return answer, sink.body()
+
+    def server_time(self, url: str, *, limits: FetchLimits) -> float | None:
+        """Return what the server's `Date` header says, wall seconds to the second; None: it says nothing that can be read.
+
+        The answer's status is no matter, and its body is not read. Raises NetError when there is no answer.
+        """
+        target = self._parse(url)
+        self.guard.check_name(target.origin)
+        head = request_head(target, user_agent=self._user_agent, accept="*/*", accept_encoding="identity")
+        connection, response, _ = self._exchange(target.origin, head, limits, time.monotonic() + limits.total_s)
+        self._pool.drop(connection)
+        try:
+            return parsedate_to_datetime(response.fields.get("date") or "").timestamp()
+        except ValueError:
+            return None
 
     def target(self, base: str, path: str) -> Target:
         """Return what `get` takes instead of a URL where one base is asked again and again; see `address.target_below`.

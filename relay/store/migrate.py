@@ -80,6 +80,11 @@ def migrate(transact: Transact, migrations: Sequence[Migration] | None = None) -
         log.info("schema_migrated", number=step.number, migration=step.name)
 
 
+def pending(cur: Cursor) -> list[Migration]:
+    """Return ours that the database does not have yet; reads only. Raises SchemaMismatch."""
+    return _missing(cur, load_migrations())
+
+
 def _missing(cur: Cursor, ours: Sequence[Migration]) -> list[Migration]:
     cur.execute(_SQL["table_exists"])
     row = cur.fetchone()

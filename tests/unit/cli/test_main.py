@@ -29,6 +29,7 @@ _COMPLETE = [
     ["config", "check"],
     ["config", "show"],
     ["db", "migrate"],
+    ["doctor", "--json"],
     ["completion", "bash"],
 ]
 
