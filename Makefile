@@ -153,7 +153,8 @@ install:  ## the command, the services and their user on this machine (as root):
 	@echo "  tradr-relay config check && systemctl enable --now tradr-relay"
 
 uninstall:  ## remove what install made; the state, its user and a configuration that was changed stay
-	@if $(IS_BOOTED); then systemctl disable --now 'tradr-relay@*.service' tradr-relay.service tradr-relay-ingester.service || true; fi
+	@if $(IS_BOOTED); then systemctl stop 'tradr-relay*.service'; systemctl --quiet disable tradr-relay.service tradr-relay-ingester.service; \
+	  rm -f /etc/systemd/system/multi-user.target.wants/tradr-relay@*.service; systemctl reset-failed 'tradr-relay*.service'; fi
 	@for pair in share/tradr-relay/config.yaml=config.yaml share/tradr-relay/systemd/environment=environment share/tradr-relay/systemd/ingester.environment=ingester.environment; do \
 	  if cmp -s "$(LIB)/$${pair%%=*}" "$(ETC)/$${pair##*=}"; then rm -f "$(ETC)/$${pair##*=}"; elif test -e "$(ETC)/$${pair##*=}"; then echo "left: $(ETC)/$${pair##*=}"; fi; done
 	@if test -d $(ETC); then rmdir --ignore-fail-on-non-empty $(ETC); fi

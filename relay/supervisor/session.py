@@ -160,6 +160,7 @@ class Session:
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Raises RelayError when it cannot begin (configuration, database)."""
+        faulthandler.enable()  # the same for SIGABRT, by which a service manager ends whoever hangs
         faulthandler.register(signal.SIGUSR1)  # every thread's stack to stderr: for whoever finds us stuck
         self._signals.install()
         self.data_dir.mkdir(parents=True, exist_ok=True)
@@ -361,14 +362,12 @@ class Session:
             self.reporter.show(observer.snapshot)
 
     def _tell_manager(self) -> None:
-        """What we do, and, unless something is stuck, that we are alive; called often."""
-        now = time.monotonic()
-        if now < self._alive_at:
-            return
-        self._alive_at = now + ALIVE_EVERY_S
+        """What we do when that changes, and, unless something is stuck, now and then that we are alive; called often."""
         code, text = self.presence.health()
         self._manager.status(text)
-        if code == HTTPStatus.OK:
+        now = time.monotonic()
+        if code == HTTPStatus.OK and now >= self._alive_at:
+            self._alive_at = now + ALIVE_EVERY_S
             self._manager.alive()
 
     def _stop_asked(self, timeout_s: float) -> bool:
