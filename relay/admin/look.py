@@ -30,7 +30,7 @@ button { font: inherit; padding: .3rem .9rem; border: 1px solid var(--line); bor
 main { display: grid; gap: .9rem; padding-top: 0; }
 section, .notice { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .8rem 1rem; min-width: 0; }
 .notice { border-left: .3rem solid var(--warn); } .notice.open { border-left-color: var(--bad); }
-.numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .9rem; }
+.numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .9rem; }
 .numbers section { padding: .6rem .9rem; } .numbers b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
 .numbers span, .numbers small { color: var(--dim); font-size: .82rem; }
 .numbers .whole { grid-column: 1 / -1; }
@@ -57,7 +57,8 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; 
 details > summary { cursor: pointer; font-size: .95rem; font-weight: 600; } details[open] > summary { margin-bottom: .5rem; }
 footer { color: var(--dim); font-size: .85rem; }
 @media (max-width: 36rem) { form { flex: 1 1 100%; margin: 0; } .numbers { grid-template-columns: 1fr 1fr; gap: .6rem; }
-  .numbers b { font-size: 1.1rem; } .charts { grid-template-columns: 1fr; } dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; }
+  .numbers b { font-size: 1.1rem; } .charts { grid-template-columns: 1fr; } td.time { white-space: normal; } td.text { min-width: 11rem; }
+  dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; }
   header, main, footer { padding-left: .6rem; padding-right: .6rem; } }
 """
 

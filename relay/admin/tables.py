@@ -11,7 +11,7 @@ from relay.observe.status import FirehoseStatus, HostView, IngesterView, StatusS
 
 _TEXT = 30  # characters from which on a cell may be wrapped
 # In escaped text. Of no DID with characters that mean something in a URL or in HTML: those can still be typed.
-_DID = re.compile(r"\bdid:(?:plc:[a-z2-7]{24}|web:[a-zA-Z0-9.-]{1,200})(?![a-zA-Z0-9:%.-])")
+_DID = re.compile(r"\bdid:(?:plc:[a-z2-7]{24}(?![a-z0-9])|web:[a-zA-Z0-9.-]{0,200}[a-zA-Z0-9](?![a-zA-Z0-9%.-]))")
 
 
 def all_of(snapshot: StatusSnapshot) -> Iterable[str]:

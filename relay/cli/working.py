@@ -41,7 +41,5 @@ def serve(
         why = Service(loaded, command=command, cursor=cursor, live=live, reporter=reporter).run()
     finally:
         reporter.ended()
-    if why is None:
-        return Exit.OK
-    print(f"relay: cannot go on: {why}", file=sys.stderr)
-    return Exit.CANNOT_GO_ON
+    reporter.closing(why)
+    return Exit.OK if why is None else Exit.CANNOT_GO_ON

@@ -75,6 +75,9 @@ class Reporter(Protocol):
     def show(self, snapshot: StatusSnapshot) -> None:
         """Called about four times a second."""
 
+    def last(self, snapshot: StatusSnapshot) -> None:
+        """How it stands after everything has been stopped."""
+
     def ended(self) -> None:
         """No more snapshots: give the terminal back."""
 
@@ -326,10 +329,13 @@ class Session:
                 self._is_draining = True
             for service in self._beside:
                 service.request_stop()
-            machine.stop(deadline)
+            has_ended = machine.stop(deadline)
             for service in self._beside:
                 service.join(deadline)
             observer.phase = Phase.STOPPED
+            if has_ended:
+                observer.look()  # what is on this side of the engine's end is ours
+            self.reporter.last(observer.snapshot)
             self.presence.close()
 
     def start_beside(self, service: Service) -> None:

@@ -153,3 +153,33 @@ def summary_lines(summary: BatchSummary, most_listed: int = 20) -> list[str]:
     if summary.interrupted:
         lines.append("  the same command continues where this one stopped")
     return lines
+
+
+def closing_lines(snapshot: StatusSnapshot, why: str | None = None) -> list[str]:
+    """Return how a service ended, from its last status: what it did, where it stands, what is left, what is open."""
+    lines = [] if why is None else [f"relay: cannot go on: {why}"]
+    lines.append(f"stopped after {words.duration(snapshot.uptime_s)}")
+    firehose = snapshot.firehose
+    lines.append(f"  fetched      {words.count(snapshot.fetch.done)} repos, {words.size(snapshot.bytes_fetched)}")
+    if firehose.events:
+        lines.append(f"  read         {words.count(sum(firehose.events.values()))} events")
+    lines.append(f"  delivered    {words.count(snapshot.operations_delivered)} operations")
+    if firehose.cursor is not None:
+        behind = ""
+        if firehose.seq is not None and firehose.seq > firehose.cursor:
+            behind = f", {words.count(firehose.seq - firehose.cursor)} below the newest event read"
+        lines.append(f"  cursor       {words.count(firehose.cursor)}{behind}")
+    shown = ", ".join(f"{words.count(number)} {name}" for name, number in snapshot.state_counts().items() if number)
+    lines.append(f"  repos        {shown or 'none'}")
+    if left := snapshot.backlog.repos:
+        lines.append(f"  left         {words.count(left)} repos to fetch")
+    undelivered = sum(each.queued_operations or 0 for each in snapshot.ingesters)
+    if undelivered:
+        lines.append(f"  not taken    {words.count(undelivered)} operations")
+    lines += [
+        f"  open         {each.kind} since {each.at}: {one_line(each.text)}"
+        for each in snapshot.incidents
+        if each.closed_at is None
+    ]
+    lines.append("  the next start goes on from here")
+    return lines

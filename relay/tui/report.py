@@ -10,7 +10,7 @@ from typing import TextIO
 
 from relay.observe.status import Phase, StatusSnapshot
 from relay.tui.live import LiveView, StderrCapture, can_show_live, restore_terminal_now
-from relay.tui.plain import BatchSummary, ProgressLines, summary_lines
+from relay.tui.plain import BatchSummary, ProgressLines, closing_lines, summary_lines
 
 
 class TerminalReporter:
@@ -24,6 +24,7 @@ class TerminalReporter:
     def __init__(self, out: TextIO, live: bool, environ: Mapping[str, str] | None = None) -> None:
         self._out = out
         self._snapshot = StatusSnapshot(instance="", phase=Phase.STARTING)
+        self._last: StatusSnapshot | None = None
         self._lines = ProgressLines(out)
         self._capture: StderrCapture | None = None
         self._terminal: TextIO | None = None
@@ -51,6 +52,10 @@ class TerminalReporter:
         if self._terminal is None:
             self._lines.show(snapshot, time.monotonic())
 
+    def last(self, snapshot: StatusSnapshot) -> None:
+        """Take the snapshot that `closing` tells of."""
+        self._last = snapshot
+
     def ended(self) -> None:
         """No more snapshots: give terminal and stderr back. May be called more than once."""
         if self._view is not None:
@@ -74,6 +79,15 @@ class TerminalReporter:
         self.ended()
         for line in summary_lines(summary):
             self._out.write(line + "\n")
+        self._out.flush()
+
+    def closing(self, why: str | None) -> None:
+        """Tell what a service did, and what is left; `why` it could not go on. Nothing, if it never worked."""
+        self.ended()
+        if self._last is not None:
+            self._out.writelines(line + "\n" for line in closing_lines(self._last, why))
+        elif why is not None:
+            self._out.write(f"relay: cannot go on: {why}\n")
         self._out.flush()
 
     def _say(self, text: str) -> None:

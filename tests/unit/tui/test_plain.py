@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from relay.model import RepoState
 from relay.observe.status import (
     Backlog,
+    FetchView,
     FirehoseStatus,
     IncidentView,
     IngesterView,
@@ -18,7 +19,7 @@ from relay.observe.status import (
     StatusSnapshot,
     Targets,
 )
-from relay.tui.plain import ProgressLines, progress_line, summary_lines
+from relay.tui.plain import ProgressLines, closing_lines, progress_line, summary_lines
 
 
 @dataclass(frozen=True)
@@ -155,4 +156,39 @@ def test_an_interrupted_run_says_how_to_go_on_and_a_failed_one_why() -> None:
     assert summary_lines(_Summary(why="the disk is full", took_s=2.0))[:2] == [
         "cannot go on: the disk is full",
         "stopped after 2.0s",
+    ]
+
+
+def test_a_service_ends_with_what_it_did_where_it_stands_and_what_is_open() -> None:
+    snapshot = StatusSnapshot(
+        instance="a",
+        phase=Phase.STOPPED,
+        uptime_s=7_800,
+        repos={"synced": 1_378, "pending": 112, "quarantined": 1},
+        operations_delivered=2_923,
+        bytes_fetched=486_400,
+        fetch=FetchView(done=13),
+        backlog=Backlog(repos=112),
+        firehose=FirehoseStatus(seq=20_829, cursor=20_822, events={"commit": 1_200, "account": 66}),
+        ingesters=(IngesterView(address="127.0.0.1:1", healthy=False, queued_operations=5),),
+        incidents=(
+            IncidentView(at="2026-01-01T00:00:00.000Z", kind="gap", text="a hole\nof\x1b[31m an hour"),
+            IncidentView(at="2026-01-01T00:00:00.000Z", kind="old", text="x", closed_at="2026-01-01T01:00:00.000Z"),
+        ),
+    )
+    assert closing_lines(snapshot) == [
+        "stopped after 2h10m",
+        "  fetched      13 repos, 475 KiB",
+        "  read         1,266 events",
+        "  delivered    2,923 operations",
+        "  cursor       20,822, 7 below the newest event read",
+        "  repos        112 pending, 1,378 synced, 1 quarantined",
+        "  left         112 repos to fetch",
+        "  not taken    5 operations",
+        "  open         gap since 2026-01-01T00:00:00.000Z: a hole of [31m an hour",
+        "  the next start goes on from here",
+    ]
+    assert closing_lines(snapshot, "the disk is full")[:2] == [
+        "relay: cannot go on: the disk is full",
+        "stopped after 2h10m",
     ]
