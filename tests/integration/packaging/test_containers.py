@@ -87,7 +87,11 @@ def test_what_is_sent_makes_a_whole_wheel(tmp_path: Path) -> None:
 def test_it_runs_as_nobody_in_particular() -> None:
     users = [each.text for each in dockerfile() if each.name == "USER" and each.stage == 1]
     assert users
-    assert all(int(part) >= 1000 for part in users[-1].split(":"))
+    uid, gid = users[-1].split(":")
+    assert min(int(uid), int(gid)) >= 1000
+    (made,) = [each.text for each in dockerfile() if each.name == "RUN" and each.stage == 1]
+    assert f"--gid {gid} " in made
+    assert f"--uid {uid} --gid {gid} " in made
 
 
 def test_its_commands_are_commands() -> None:
