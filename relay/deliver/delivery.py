@@ -219,6 +219,15 @@ class Delivery:
         sender = self._senders.get(address)
         return sender is not None and sender.look()[0]
 
+    def is_anybody_there(self) -> bool:
+        """Can anything be acknowledged?"""
+        return any(sender.look()[0] for sender in self._senders.values())
+
+    @property
+    def operations(self) -> int:
+        """How many are queued or unacknowledged."""
+        return sum(sender.operations for sender in self._senders.values())
+
     def is_full(self, lane: Lane = Lane.LIVE) -> bool:
         """Is there no ingester left that takes anything more in this lane? One that is away takes nothing, whatever room its queue has."""
         with self._routing:

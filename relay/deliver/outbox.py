@@ -105,6 +105,11 @@ class Outbox:
         return True
 
     @property
+    def operations(self) -> int:
+        """How many are queued or unacknowledged."""
+        return self.lanes.operations + sum(batch.operations for batch in self.in_flight.batches)
+
+    @property
     def is_idle(self) -> bool:
         """Nothing queued, nothing unacknowledged."""
         return not self.lanes.operations and not len(self.in_flight)

@@ -174,6 +174,12 @@ class Sender(ServiceThread):
             return self._health.is_healthy, self._outbox.acknowledged_batches, self._outbox.is_burdened
 
     @property
+    def operations(self) -> int:
+        """How many are queued or unacknowledged."""
+        with self._lock:
+            return self._outbox.operations
+
+    @property
     def is_idle(self) -> bool:
         """Nothing queued, nothing unacknowledged, nothing untold."""
         with self._lock:

@@ -46,6 +46,8 @@ MESSAGE_OVERHEAD_BYTES = 64 * 1024
 # Repos claimed ahead of their download: enough that a claim's round trip is never waited for.
 CLAIMED_AHEAD = 128
 STUCK_AFTER_S = 60.0
+# A stop waits so long for an ingester that is not there: the time in which a stream that broke is opened again.
+NOBODY_S = 1.0
 # While the database is away the stream is read no further than this many changes: each holds a row, a kilobyte.
 MOST_TO_STORE = 20_000
 
@@ -235,11 +237,22 @@ class Machine:
         if self.live is not None:
             self.live.stop_reading(deadline)
         calm = self._call(self._stop_intake, deadline)
+        there_at = time.monotonic()
         while calm and self.engine.is_alive() and time.monotonic() < deadline:
             if self._is_delivered() and self.keeper.waiting == 0:
                 break
             if not self.checkpointer.is_alive():
                 break  # fenced, perhaps: nothing more can be stored, so nothing more may go out
+            if self.delivery.is_anybody_there():
+                there_at = time.monotonic()
+            elif time.monotonic() - there_at >= NOBODY_S:
+                log.warning(
+                    "stopped_unacknowledged",
+                    reason="no ingester answers",
+                    operations=self.delivery.operations,
+                    again="sent by the next start",
+                )
+                break
             self.engine.stopping.wait(0.02)
         calm = self._is_delivered()
         self.tasks.request_stop()

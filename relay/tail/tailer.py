@@ -95,7 +95,7 @@ class TailStatus:
     failures: int  # in a row
     received_bytes: int
     slot_wait_s: float  # how long no slot was free
-    last_error: str | None
+    last_error: str | None  # since the last connection was made
 
     def lag_s(self, now: float) -> float | None:
         """Return how old the newest event is at wall time `now` (seconds); None before the first one."""
@@ -240,6 +240,7 @@ class Tailer(ServiceThread):
                 raise AssertionError("a failed connection has an answer") from exc
             self._stream = stream
             self._connections += 1
+            self._last_error = None
             self._reader.connected(self._now_us())
             log.info("firehose_connected", cursor=cursor, era=self._reader.era)
             self._read(stream)

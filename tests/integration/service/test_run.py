@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 
 from relay.simnet.upstream import UPSTREAM
@@ -62,7 +63,23 @@ def test_an_upstream_that_is_away_is_waited_for_and_only_then_enumerated(make_sc
     assert not scene.rows()
     scene.network.restore(UPSTREAM)
     wait_until(lambda: status(scene)["firehose"]["connected"], f"connected: {program}")
+    assert status(scene)["firehose"]["last_error"] is None, "it is over"
     scene.network.write(3)
+    until_equal(scene, program, "all of it")
+    end(program)
+
+
+def test_a_stop_does_not_wait_for_an_ingester_that_is_away(make_scene: MakeScene) -> None:
+    scene = make_scene(accounts=8, inactive_share=0.0)
+    nobody = {"INGESTER_ADDRESSES": "127.0.0.1:9", "RELAY_SHUTDOWN_TIMEOUT_SEC": "3600"}
+    program = scene.start("run", "--log-level", "info", env=nobody)
+    wait_until(
+        lambda: any(each["queued_operations"] for each in status(scene)["ingesters"]),
+        f"something waits for it: {program}",
+    )
+    said = end(program)
+    assert re.search(r"stopped_unacknowledged .*operations=[1-9]", said), said
+    program = scene.start("run")
     until_equal(scene, program, "all of it")
     end(program)
 
