@@ -44,8 +44,9 @@ health: $(STAMP)  ## ask the running instance whether it is well
 test: $(STAMP)  ## unit, interop and integration tests; in this process alone with ARGS="-n 0"
 	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
+# The long forms push the machine as hard as they can, and so one at a time.
 test-faults: $(STAMP)  ## kills and faults, then the oracle; longer with ARGS="--long"
-	$(PY) -m pytest tests/faults $(ARGS)
+	$(PY) -m pytest tests/faults $(if $(findstring --long,$(ARGS)),,-n 2 --dist loadfile) $(ARGS)
 
 test-interop: $(STAMP)  ## conformance vectors and real repositories only
 	$(PY) -m pytest tests/interop $(ARGS)

@@ -50,6 +50,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left_out)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what came of each test that passed, though its output is kept back."""
+    told = [
+        (report.nodeid.rpartition("/")[2], line)
+        for report in terminalreporter.stats.get("passed", ())
+        for line in report.capstdout.splitlines()
+        if line.startswith("operations: ") or " MiB" in line
+    ]
+    if told:
+        terminalreporter.section("figures")
+    for test, line in told:
+        terminalreporter.line(f"{test}\n    {line}")
+
+
 @pytest.fixture(scope="session")
 def session_seed(request: pytest.FixtureRequest) -> int:
     given: int | None = request.config.getoption("--seed")

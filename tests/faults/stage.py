@@ -10,10 +10,12 @@ import os
 import random
 import re
 import secrets
+import shutil
 import signal
 import socket
 import sqlite3
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -113,6 +115,9 @@ class Stage:
     programs: list[Program] = field(default_factory=list)
     has_failed: bool = False  # set by who sees the failure before us: what is left behind is no news then
     witness: Witness | None = None  # before the ingester, where a test asked for it
+    temp: Path = field(
+        default_factory=lambda: Path(tempfile.mkdtemp(prefix="st"))
+    )  # a socket in it has little room for its name
     _shared_memory: frozenset[str] = frozenset()
     _contexts: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -126,7 +131,6 @@ class Stage:
 
     def __enter__(self) -> Stage:
         self.data.mkdir()
-        (self.folder / "tmp").mkdir()
         self._shared_memory = _shared_memory()
         return self
 
@@ -148,13 +152,14 @@ class Stage:
             for program in self.programs:
                 program.stop()
             self._contexts.close()
+            shutil.rmtree(self.temp, ignore_errors=True)
 
     # Programs
 
     def start(self, *arguments: str, env: Mapping[str, str] | None = None) -> Program:
         environment = {
             "DATA_DIR": str(self.data),
-            "TMPDIR": str(self.folder / "tmp"),
+            "TMPDIR": str(self.temp),
             "METRICS_PORT": "0",
             "ALLOW_PRIVATE_HOSTS": "true",
             MARK: self.mark,
@@ -250,7 +255,7 @@ class Stage:
         def clean() -> bool:
             left[:] = [f"process {info.pid} {info.name} {info.command}" for info in self.ours()]
             left.extend(f"/dev/shm/{name}" for name in _shared_memory() - self._shared_memory)
-            left.extend(str(path) for path in (self.folder / "tmp").rglob("*"))
+            left.extend(str(path) for path in self.temp.rglob("*"))
             left.extend(str(path) for path in (self.data / "spool").rglob("*"))
             left.extend(str(path) for path in self.folder.rglob("*") if path.is_socket())
             return not left
