@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 from urllib.parse import quote
 
 import grpc
+from grpc_health.v1 import health_pb2
 
 from relay import __version__
 from relay.config.schema import DeliverySettings, GrpcSettings, RelaySettings
@@ -15,9 +18,12 @@ from relay.pb.ingester_pb2 import HealthCheckRequest, HealthCheckResponse, Opera
 
 STREAM_METHOD = "/ingester.v1.IngesterService/StreamOperations"
 HEALTH_METHOD = "/ingester.v1.IngesterService/HealthCheck"
+STANDARD_HEALTH_METHOD = "/grpc.health.v1.Health/Check"
 CONNECT_TIMEOUT_MS = 3_000  # TCP, TLS and HTTP/2's greeting together; gRPC's own is 20 s
 KEEPALIVE_TIMEOUT_MS = 10_000  # a ping without an answer for this ends the connection
 
+HealthAnswer: TypeAlias = "HealthCheckResponse | health_pb2.HealthCheckResponse"
+HealthCall: TypeAlias = "grpc.CallFuture[HealthAnswer]"
 StreamMethod = Callable[..., "grpc.CallIterator[OperationResponse]"]
 
 
@@ -94,14 +100,29 @@ def stream_method(channel: grpc.Channel) -> StreamMethod:
     return method
 
 
-def ask_health(channel: grpc.Channel, timeout_s: float) -> grpc.CallFuture[HealthCheckResponse]:
-    """Start a HealthCheck."""
+class HealthWay(enum.Enum):
+    """How an ingester is asked for its health, in this order: the contract's own call, else the standard one, of the server as a whole."""
+
+    OWN = (HEALTH_METHOD, HealthCheckRequest, HealthCheckResponse)
+    STANDARD = (STANDARD_HEALTH_METHOD, health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse)
+
+
+# It has no such call, or has never heard of the server as a whole.
+NOBODY_TO_ASK = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.NOT_FOUND)
+
+
+def ask_health(channel: grpc.Channel, way: HealthWay, timeout_s: float) -> HealthCall:
+    """Start a check."""
+    name, request, response = way.value
     method = channel.unary_unary(
-        HEALTH_METHOD,
-        request_serializer=HealthCheckRequest.SerializeToString,
-        response_deserializer=HealthCheckResponse.FromString,
+        name, request_serializer=request.SerializeToString, response_deserializer=response.FromString
     )
-    return method.future(HealthCheckRequest(), timeout=timeout_s)
+    return method.future(request(), timeout=timeout_s)
+
+
+def refuses(answer: HealthAnswer) -> bool:
+    """Does it say that it does not serve? The number is the same in both ways."""
+    return answer.status == HealthCheckResponse.NOT_SERVING
 
 
 def code_of(exc: grpc.RpcError) -> grpc.StatusCode | None:

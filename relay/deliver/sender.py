@@ -10,7 +10,18 @@ from typing import Protocol
 
 import grpc
 
-from relay.deliver.channel import Connector, Requests, ask_health, code_of, stream_method, words_of
+from relay.deliver.channel import (
+    NOBODY_TO_ASK,
+    Connector,
+    HealthCall,
+    HealthWay,
+    Requests,
+    ask_health,
+    code_of,
+    refuses,
+    stream_method,
+    words_of,
+)
 from relay.deliver.errors import IngesterProtocolError
 from relay.deliver.gobackn import Batch
 from relay.deliver.health import Away, Health
@@ -20,7 +31,7 @@ from relay.errors import ConfigError
 from relay.model import Lane
 from relay.observe.log import get_logger
 from relay.observe.metrics import Metrics
-from relay.pb.ingester_pb2 import HealthCheckResponse, OperationResponse
+from relay.pb.ingester_pb2 import OperationResponse
 from relay.runtime.backoff import Backoff
 from relay.runtime.clock import Clock
 from relay.runtime.service import ServiceThread
@@ -85,10 +96,10 @@ class Sender(ServiceThread):
         self._call: _Call | None = None  # what this thread waits for
         self._cancelled_for: Away | None = None
         self._channel: grpc.Channel | None = None  # of the open stream
-        self._poll: grpc.CallFuture[HealthCheckResponse] | None = None
+        self._poll: HealthCall | None = None
         self._poll_at = 0.0
         self._acknowledged_at_poll = 0
-        self._has_health_check = True
+        self._way: HealthWay | None = None  # to ask for its health; None: there is none
         self._wants_room: set[Lane] = set()  # lanes that refused a segment
         self._writer_death: Exception | None = None
         self._stop_at: float | None = None
@@ -254,7 +265,7 @@ class Sender(ServiceThread):
 
     def tick(self, now: float) -> None:
         """Called a few times a second: acknowledgement timeout, HealthCheck, the end of a slow stop."""
-        poll = None
+        poll, way = None, self._way
         with self._lock:
             outbox, call = self._outbox, self._call
             if self._stop_at is not None:
@@ -273,36 +284,36 @@ class Sender(ServiceThread):
                     poll = self._channel
         if call is not None:
             call.cancel()
-        if poll is not None:
+        if poll is not None and way is not None:
             try:
-                self._watch_poll(ask_health(poll, PROBE_TIMEOUT_S))
+                self._watch_poll(ask_health(poll, way, PROBE_TIMEOUT_S))
             except ValueError:
                 log.debug("health_check_skipped", ingester=self.address, reason="channel closed")
 
     def _is_poll_due(self, now: float) -> bool:
         """While acknowledgements come, nobody needs to ask."""
-        if now < self._poll_at or self._poll is not None or not self._has_health_check:
+        if now < self._poll_at or self._poll is not None or self._way is None:
             return False
         self._poll_at = now + HEALTH_INTERVAL_S
         progressed = self._outbox.acknowledged_batches != self._acknowledged_at_poll
         self._acknowledged_at_poll = self._outbox.acknowledged_batches
         return not progressed
 
-    def _watch_poll(self, poll: grpc.CallFuture[HealthCheckResponse]) -> None:
+    def _watch_poll(self, poll: HealthCall) -> None:
         with self._lock:
             self._poll = poll
             epoch = self._epoch
         poll.add_done_callback(lambda done: self._polled(poll, epoch))
 
-    def _polled(self, poll: grpc.CallFuture[HealthCheckResponse], epoch: int) -> None:
+    def _polled(self, poll: HealthCall, epoch: int) -> None:
         code = poll.code()
-        is_serving = code is not grpc.StatusCode.OK or poll.result().status != HealthCheckResponse.NOT_SERVING
+        is_serving = code is not grpc.StatusCode.OK or not refuses(poll.result())
         with self._lock:
             self._poll = None
             if epoch != self._epoch:
                 return
-            if code is grpc.StatusCode.UNIMPLEMENTED:
-                self._has_health_check = False
+            if code in NOBODY_TO_ASK:
+                self._way = None  # the next stream asks anew
             # No answer to it proves nothing: the stream and its acknowledgements decide.
             if code is grpc.StatusCode.OK:
                 self._health.told(is_serving=is_serving)
@@ -339,26 +350,32 @@ class Sender(ServiceThread):
             channel.close()
 
     def _probe(self, channel: grpc.Channel) -> tuple[Away, str] | None:
-        """Ask for HealthCheck; any answer shows that somebody is there. None: go on."""
-        call = ask_health(channel, PROBE_TIMEOUT_S)
-        if not self._set_call(call):
-            return None
-        try:
-            answer = call.result()
-        except grpc.FutureCancelledError:
-            return None  # stopping
-        except grpc.RpcError as exc:
-            code = code_of(exc)
-            if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                return Away.UNREACHABLE, words_of(exc)
-            self._has_health_check = code is not grpc.StatusCode.UNIMPLEMENTED
-            return None
-        finally:
-            with self._lock:
-                self._call = None
-        self._has_health_check = True
-        if answer.status == HealthCheckResponse.NOT_SERVING:
-            return Away.NOT_SERVING, answer.message
+        """Ask for its health, in the way that it knows; any answer shows that somebody is there. None: go on."""
+        self._way = None
+        for way in HealthWay:
+            call = ask_health(channel, way, PROBE_TIMEOUT_S)
+            if not self._set_call(call):
+                return None
+            try:
+                answer = call.result()
+            except grpc.FutureCancelledError:
+                return None  # stopping
+            except grpc.RpcError as exc:
+                code = code_of(exc)
+                if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                    return Away.UNREACHABLE, words_of(exc)
+                if code in NOBODY_TO_ASK:
+                    continue
+                self._way = way  # it proves nothing; perhaps later
+                return None
+            finally:
+                with self._lock:
+                    self._call = None
+            self._way = way
+            if refuses(answer):
+                return Away.NOT_SERVING, getattr(answer, "message", "")
+            break
+        # Who cannot be asked serves.
         with self._lock:
             self._health.told(is_serving=True)
         return None

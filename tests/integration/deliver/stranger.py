@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from grpc_health.v1.health import HealthServicer
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from relay.pb.ingester_pb2 import (
     HealthCheckRequest,
@@ -52,6 +54,7 @@ class Stranger(IngesterServiceServicer):
         self.streams: list[Stream] = []
         self.health = HealthCheckResponse.SERVING
         self.has_health_check = True
+        self.standard_health: HealthServicer | None = None  # of the server as a whole; to be set before it starts
         self.health_checks = 0
         self.closes_after: int | None = None  # batches of a stream; then it ends in good order
         self._server: grpc.Server | None = None
@@ -61,6 +64,8 @@ class Stranger(IngesterServiceServicer):
         options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)]
         self._server = server = grpc.server(ThreadPoolExecutor(8, "stranger"), options=options)
         add_IngesterServiceServicer_to_server(self, server)  # type: ignore[no-untyped-call]
+        if self.standard_health is not None:
+            add_HealthServicer_to_server(self.standard_health, server)
         address = f"127.0.0.1:{port}"
         self.port = (
             server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)

@@ -11,7 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health import HealthServicer
 
+from relay.deliver import sender
 from relay.model import Lane
 from relay.observe.metrics import Metrics
 from relay.pb.ingester_pb2 import HealthCheckResponse, OperationError, OperationResponse
@@ -334,6 +337,45 @@ def test_an_ingester_without_health_check_is_not_unhealthy(stranger: Stranger) -
         owner.await_health(stranger.address, True, "")
         assert owner.health[stranger.address] == [(True, "")]
         owner.check(stranger.stored, exactly_once=True)
+
+
+def test_an_ingester_with_the_standard_health_check_only_is_asked_that_way(
+    no_leaks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "HEALTH_INTERVAL_S", 0.1)
+    stranger = Stranger()
+    stranger.has_health_check = False
+    health = stranger.standard_health = HealthServicer(experimental_non_blocking=False)
+    stranger.start()
+    not_serving, serving = health_pb2.HealthCheckResponse.NOT_SERVING, health_pb2.HealthCheckResponse.SERVING
+    health.set("", not_serving)
+    with Owner(stranger.address) as owner:
+        owner.feed(rounds=2)
+        owner.await_health(stranger.address, False, "not_serving")
+        assert not stranger.streams
+        health.set("", serving)
+        owner.drain()
+        owner.check(stranger.stored, exactly_once=True)
+        health.set("", not_serving)
+        owner.health[stranger.address].clear()
+        owner.await_health(stranger.address, False, "not_serving")
+        assert len(stranger.streams) == 1, "its stream stays"
+        health.set("", serving)
+        owner.await_health(stranger.address, True, "")
+    stranger.stop()
+
+
+def test_the_contracts_own_health_check_is_asked_before_the_standard_one(no_leaks: None) -> None:
+    stranger = Stranger()
+    health = stranger.standard_health = HealthServicer(experimental_non_blocking=False)
+    health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+    stranger.start()
+    with Owner(stranger.address) as owner:
+        owner.feed(rounds=2)
+        owner.drain()
+        owner.check(stranger.stored, exactly_once=True)
+        assert owner.health[stranger.address] == [(True, "")]
+    stranger.stop()
 
 
 def test_an_ingester_that_is_not_serving_is_not_sent_anything_until_it_is(stranger: Stranger) -> None:
