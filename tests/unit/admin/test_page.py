@@ -2,8 +2,29 @@
 
 from __future__ import annotations
 
-from relay.admin.page import render_page
-from relay.observe.status import Backlog, FirehoseStatus, Phase, ReconcileStatus, StatusSnapshot, Targets
+import base64
+import hashlib
+import re
+from collections import Counter
+from html.parser import HTMLParser
+
+from relay.admin.look import POLICY
+from relay.admin.page import Search, render_page
+from relay.observe.status import (
+    Backlog,
+    ErrorView,
+    FirehoseStatus,
+    Gauge,
+    HostView,
+    IncidentView,
+    IngesterView,
+    ListingView,
+    Phase,
+    ReconcileStatus,
+    StatusSnapshot,
+    Targets,
+    WorkerView,
+)
 
 FOLLOWED = FirehoseStatus(
     seq=12_345,
@@ -62,3 +83,97 @@ def test_what_is_not_there_has_no_table() -> None:
     assert "1 of 3 repos so far" in _page(
         StatusSnapshot(instance="a", phase=Phase.RUNNING, targets=Targets(total=3, done=1))
     )
+
+
+HOSTILE = "\"'><img src=x onerror=alert(1)><script>alert(2)</script>&#x3c;b&#x3e;</script>\x00 javascript:alert(3)"
+
+
+class _Parts(HTMLParser):
+    """Every element and attribute that a browser would see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.attributes: set[str] = set()
+        self.links: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes |= {name for name, _ in attrs}
+        self.links |= {value or "" for name, value in attrs if name in ("href", "src", "action")}
+
+
+def _parts(page: str) -> _Parts:
+    parts = _Parts()
+    parts.feed(page)
+    return parts
+
+
+def test_no_name_from_outside_becomes_markup_wherever_it_stands() -> None:
+    text = HOSTILE
+    page = render_page(
+        StatusSnapshot(
+            instance=text,
+            phase=Phase.WAITING,
+            reason=text,
+            command=text,
+            repos={"synced": 1},
+            firehose=FirehoseStatus(
+                seq=1, distance=1, upstream=text, last_error=text, events={text: 1}, invalid={text: 1}
+            ),
+            ingesters=(IngesterView(address=text, healthy=False, reason=text),),
+            incidents=(IncidentView(at=text, kind=text, text=text),),
+            hosts=(HostView(host=text, state=text),),
+            workers=(WorkerView(role=text, number=1, state=text, doing=text),),
+            gauges=(Gauge(name=text, used=1),),
+            failures={text: 1},
+            last_errors=(ErrorView(at=text, reason=text, text=f"did:web:{text} did:plc:{'a' * 24}{text}"),),
+            listing=ListingView(running=True, source=text),
+        ),
+        search=Search(did=text, story={text: text, "list": [{text: text}], "map": {text: text}}),
+    ).decode()
+    parts = _parts(page)
+    assert (parts.tags["script"], parts.tags["img"], parts.tags["b"] > 3) == (1, 0, True)
+    assert not [name for name in parts.attributes if name.startswith("on") or name == "style"]
+    assert parts.links == {
+        "data:,", "/", "/status.json", "/metrics", "/health", "/ready", f"/?did=did:plc:{'a' * 24}"
+    }  # fmt: skip
+
+
+def test_the_policy_allows_the_pages_own_script_and_style_and_no_other() -> None:
+    page = _page(StatusSnapshot(instance="a", phase=Phase.RUNNING))
+    for tag in ("script", "style"):
+        (body,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in POLICY
+    assert "unsafe" not in POLICY
+    assert POLICY.startswith("default-src 'none'")
+
+
+def test_without_scripts_it_asks_for_itself_again_but_not_while_somebody_reads_what_was_found() -> None:
+    snapshot = StatusSnapshot(instance="a", phase=Phase.RUNNING)
+    assert '<noscript><meta http-equiv="refresh"' in _page(snapshot)
+    found = render_page(snapshot, search=Search(did="did:plc:a", problem="This DID is not known here.")).decode()
+    assert "http-equiv" not in found
+    assert "not known here" in found
+
+
+def test_what_is_open_stands_above_everything() -> None:
+    page = _page(
+        StatusSnapshot(
+            instance="a",
+            phase=Phase.RUNNING,
+            ingesters=(IngesterView(address="here:1", healthy=True), IngesterView(address="there:2", healthy=False)),
+            incidents=(
+                IncidentView(at="2026-01-01T00:00:00.000Z", kind="outdated_cursor", text="too old"),
+                IncidentView(
+                    at="2026-01-01T00:00:00.000Z", kind="over", text="x", closed_at="2026-01-01T00:01:00.000Z"
+                ),
+            ),
+        )
+    )
+    top = page[: page.index("Repos synced")]
+    assert "outdated_cursor" in top
+    assert "1 of 2 ingesters away" in top
+    assert "there:2" in top
+    assert ">over<" not in top
