@@ -244,7 +244,7 @@ class Delivery:
         for sender in self._senders.values():
             sender.flush(flushing=True)
         try:
-            while all(sender.wait_idle(deadline) for sender in self._senders.values()):
+            while all(self._wait_idle(sender, deadline) for sender in self._senders.values()):
                 with self._routing:  # what one had to surrender, another may have adopted behind our back
                     if all(sender.is_idle for sender in self._senders.values()):
                         return True
@@ -252,6 +252,12 @@ class Delivery:
         finally:
             for sender in self._senders.values():
                 sender.flush(flushing=False)
+
+    def _wait_idle(self, sender: Sender, deadline: float) -> bool:
+        if sender.wait_idle(deadline):
+            return True
+        with self._routing:  # one that left has given away what it had, and what that is is waited for elsewhere
+            return self._senders.get(sender.address) is not sender
 
     def request_stop(self) -> None:
         """End the streams now; what is not acknowledged stays so. Call `drain` before for a stop in good order."""
