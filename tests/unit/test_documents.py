@@ -12,6 +12,7 @@ import pytest
 
 from relay.atproto.verify_live import UNPROVABLE_REASONS
 from relay.cli.main import make_parser
+from relay.config.load import load
 from relay.deliver.health import Away
 from relay.observe.metrics import Metrics
 from relay.store.migrate import load_migrations
@@ -29,6 +30,7 @@ _REASON = re.compile(
     r"\breason(?:: str)?(?:, \w+)*\s*=\s*\"([a-z_]+)\"|_(?:desync|fetch_again|pending_again)\(\"([a-z_]+)\"|_again = \"([a-z_]+)\""
 )
 _HOLE = "…"
+_CALL = re.compile(r"(?:sudo (?:-u tradr-relay )?)?(?:bin/relay|tradr-relay) (.*)")
 
 
 def sources() -> list[Path]:
@@ -74,13 +76,18 @@ def is_said(message: str) -> bool:
     return any(pattern.search(text) for text in texts())
 
 
-def commands() -> list[tuple[str, str]]:
-    """Return (document, line) of every line in a shell block that begins with the program's name."""
+def shell_lines() -> list[tuple[str, str]]:
+    """Return (document, line) of every line in a shell block."""
     found = []
     for path in (README, *DOCS):
         for block in re.findall(r"^```sh\n(.*?)^```$", path.read_text("utf-8"), re.MULTILINE | re.DOTALL):
-            found += [(path.name, line.strip()) for line in block.splitlines() if "bin/relay " in line]
+            found += [(path.name, line.strip()) for line in block.splitlines() if line.strip()]
     return found
+
+
+def commands() -> list[tuple[str, str]]:
+    """Return (document, arguments) of those that call the program, in the tree or installed."""
+    return [(document, match[1]) for document, line in shell_lines() if (match := _CALL.match(line))]
 
 
 @pytest.mark.parametrize("word", sorted(reasons() | set(UNPROVABLE_REASONS)))
@@ -107,11 +114,38 @@ def test_a_quoted_message_is_one_that_the_program_says(message: str) -> None:
     assert is_said(message)
 
 
-@pytest.mark.parametrize(("document", "line"), commands(), ids=lambda text: text)
-def test_a_command_is_understood(document: str, line: str) -> None:
-    words = shlex.split(line, comments=True)
-    place = next(index for index, word in enumerate(words) if word.endswith("bin/relay"))
-    make_parser().parse_args(words[place + 1 :])
+@pytest.mark.parametrize(("document", "arguments"), commands(), ids=lambda text: text)
+def test_a_command_is_understood(document: str, arguments: str) -> None:
+    make_parser().parse_args(shlex.split(arguments, comments=True))
+
+
+def test_every_target_of_make_that_is_named_is_there() -> None:
+    there = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    text = "\n".join(path.read_text("utf-8") for path in (README, *DOCS))
+    named = set(re.findall(r"^(?: {4}|sudo )?make ([a-z][a-z-]+)", text, re.MULTILINE))
+    named |= set(re.findall(r"`(?:sudo )?make ([a-z][a-z-]+)", text))
+    assert {"demo", "install"} <= named
+    assert named <= there
+
+
+def test_units_that_are_named_are_there() -> None:
+    units = {
+        word for _, line in shell_lines() if "systemctl" in line for word in line.split() if word.startswith("tradr-")
+    }
+    assert units
+    for unit in units:
+        assert (ROOT / "systemd" / f"{unit}.service").exists()
+
+
+def test_the_configuration_of_the_readme_is_in_order(tmp_path: Path) -> None:
+    shown = re.findall(
+        r"^<!-- configuration -->\n```yaml\n(.*?)^```$", README.read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    assert shown
+    for text in shown:
+        path = tmp_path / "config.yaml"
+        path.write_text(text, "utf-8")
+        assert load(path, {}).settings.ingesters
 
 
 def test_every_migration_is_told_of() -> None:
