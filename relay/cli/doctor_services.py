@@ -208,10 +208,10 @@ def skew_finding(before: float, after: float, theirs: float) -> Finding:
 
 
 def check_ingester(settings: Settings, address: str) -> Iterator[Finding]:
-    """It takes a connection, speaks ingester.v1, and says that it is serving."""
+    """It takes a connection, and says that it is serving: asked by ingester.v1's own call, else by the standard one."""
     import grpc  # not before: a command that only parses its line loads no gRPC
 
-    from relay.deliver.channel import Connector, ask_health, code_of, words_of
+    from relay.deliver.channel import NOBODY_TO_ASK, Connector, HealthWay, ask_health, code_of, refuses, words_of
 
     check = f"ingester {address}"
     advice = "is it running, is the address right (ingesters), and does TLS fit (delivery.tls_ca)?"
@@ -220,22 +220,26 @@ def check_ingester(settings: Settings, address: str) -> Iterator[Finding]:
     except ConfigError as exc:
         yield problem(check, str(exc), "correct the file or its permissions")
         return
-    started = time.monotonic()
     try:
-        answer = ask_health(channel, ASK_S).result()
-    except grpc.RpcError as exc:
-        if code_of(exc) is grpc.StatusCode.UNIMPLEMENTED:
-            text = "answers gRPC, but has no ingester.v1 HealthCheck: is it an ingester?"
-            yield warning(check, text, "implement HealthCheck of proto/ingester.proto")
-        else:
-            yield problem(check, words_of(exc), advice)
-        return
+        for way in HealthWay:
+            started = time.monotonic()
+            try:
+                answer = ask_health(channel, way, ASK_S).result()
+            except grpc.RpcError as exc:
+                if code_of(exc) in NOBODY_TO_ASK:
+                    continue
+                yield problem(check, words_of(exc), advice)
+                return
+            if refuses(answer):
+                text = f"says that it is not serving {getattr(answer, 'message', '')}".rstrip()
+                yield problem(check, text, "see the ingester's own log")
+            else:
+                yield ok(check, f"serving, answered in {words.duration(time.monotonic() - started)}")
+            return
+        text = "answers gRPC, but has no HealthCheck: is it an ingester?"
+        yield warning(check, text, "implement HealthCheck of proto/ingester.proto")
     finally:
         channel.close()
-    if answer.status == answer.SERVING:
-        yield ok(check, f"serving, answered in {words.duration(time.monotonic() - started)}")
-    else:
-        yield problem(check, f"says that it is not serving {answer.message}".rstrip(), "see the ingester's own log")
 
 
 def check_no_ingester(settings: Settings) -> Iterator[Finding]:
