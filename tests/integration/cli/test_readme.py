@@ -38,6 +38,7 @@ def _url(dsn: str) -> str:
     return f"postgresql:///{parts.pop('dbname')}?{urlencode(parts)}"
 
 
+@pytest.mark.timeout(300)  # a dozen programs one after the other, on a machine that may be busy
 @pytest.mark.usefixtures("no_leaks")
 def test_every_command_of_the_readme_works(tmp_path: Path, postgres_server: Server) -> None:
     (tmp_path / "bin").symlink_to(ROOT / "bin")
