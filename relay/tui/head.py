@@ -15,6 +15,8 @@ from relay.observe.status import FirehoseStatus, Phase, ReconcileStatus, StatusS
 from relay.tui.foreign import clean
 
 _LATE_S = 10.0  # a stream whose newest event is older than this stands out
+_ROOMY = 110  # columns from which on there is room for what is only good to know
+_MANY_BATCHES = 2
 _MOST_LINES = 3  # of one label in the head
 
 _PHASE_STYLES = {
@@ -99,6 +101,8 @@ def _targets_bar(snapshot: StatusSnapshot, width: int) -> RenderableType:
         eta = "  eta -"
     else:
         eta = f"  eta {words.duration(targets.eta_s)}" + ("" if targets.final else " or more")
+    if done < total and targets.bytes_left and width >= _ROOMY:
+        eta = f"  about {words.size(targets.bytes_left)} to go{eta}"
     return _bar(done, total, label + eta, width)
 
 
@@ -108,7 +112,8 @@ def _backlog_bar(snapshot: StatusSnapshot, width: int) -> RenderableType:
     left = min(total, backlog.repos or 0)
     label = f"{words.percent(total - left, total)} of {words.count(total)} repos"
     if left:
-        label += f"  {words.count(left)} to go  eta {words.duration(backlog.eta_s)}"
+        size = f" (about {words.size(backlog.bytes_left)})" if backlog.bytes_left and width >= _ROOMY else ""
+        label += f"  {words.count(left)} to go{size}  eta {words.duration(backlog.eta_s)}"
     return _bar(total - left, total, label, width)
 
 
@@ -240,16 +245,17 @@ def _tail(snapshot: StatusSnapshot, width: int) -> list[Text]:
         entries.append(_entry("open incidents", words.count(number), "bold red"))
     if firehose.distance is not None:
         entries.append(_limited("open frames", firehose.distance, firehose.max_open_frames))
-    if firehose.waiting_batches:
-        entries.append(_entry("batches waiting", words.count(firehose.waiting_batches)))
     if firehose.verifying is not None:
         entries.append(_entry("verifying", words.short_count(firehose.verifying)))
-    if firehose.waiting_for_key:
-        entries.append(_entry("waiting for a key", words.short_count(firehose.waiting_for_key)))
     if firehose.buffered_operations is not None:
         entries.append(_limited("buffered", firehose.buffered_operations, firehose.buffer_size))
     if number := sum(firehose.invalid.values()):
         entries.append(_entry("invalid", words.short_count(number), "yellow"))
+    # Last, and not for the one that is just being handed over: what comes and goes moves everything behind it.
+    if (firehose.waiting_batches or 0) >= _MANY_BATCHES:
+        entries.append(_entry("batches waiting", words.count(firehose.waiting_batches)))
+    if firehose.waiting_for_key:
+        entries.append(_entry("waiting for a key", words.short_count(firehose.waiting_for_key)))
     lines = _flowing("tail", entries, width)
     if not firehose.connected and firehose.last_error:
         lines.append(Text(f"     {clean(firehose.last_error)}", style="yellow"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -11,14 +12,20 @@ from relay.observe import words
 from relay.observe.status import IngesterView, StatusSnapshot
 from relay.tui.foreign import clean
 
+_LOG_TIME = re.compile(r"^\d{4}-\d\d-\d\dT(\d\d:\d\d:\d\d)\.\d+Z")
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a section; `flexible` ones share what width is left, the others take what they need."""
+    """A column of a section; `flexible` ones share what width is left, the others take what they need.
+
+    `optional` ones are left out where nobody tells them; not the others, which may be unknown for a moment only.
+    """
 
     name: str
     is_number: bool = True
     flexible: bool = False
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +53,9 @@ def ingesters(snapshot: StatusSnapshot) -> Section:
         (
             Column("address", is_number=False, flexible=True),
             Column("state", is_number=False),
+            Column("live"),
+            Column("backfill", optional=True),
             Column("flight"),
-            Column("queued"),
             Column("rtt"),
             Column("oldest"),
             Column("stored"),
@@ -66,18 +74,24 @@ def _ingester_row(each: IngesterView) -> tuple[Text | str, ...]:
     return (
         clean(each.address),
         Text("healthy", style="green") if each.healthy else Text(clean(each.reason) or "away", style="red"),
+        # What waits in each lane; of an older version only the sum is known.
+        words.short_count(each.queued_operations if each.queued_live is None else each.queued_live),
+        words.short_count(each.queued_backfill),
         flight,
-        words.short_count(each.queued_operations),
         words.UNKNOWN if each.rtt_ms is None else f"{each.rtt_ms:.0f}ms",
         words.duration(each.oldest_unacked_s),
         words.short_count(each.delivered_operations),
     )
 
 
+_HOST_RANKS = {"down": 0, "waiting": 1}
+
+
 def hosts(snapshot: StatusSnapshot) -> Section:
     styles = {"down": "red", "waiting": "yellow"}
     rows = []
-    for each in snapshot.hosts:
+    # Not by what they do at this moment: rows that change places twice a second cannot be read.
+    for each in sorted(snapshot.hosts, key=lambda each: (_HOST_RANKS.get(each.state, 2), -(each.done or 0), each.host)):
         state = each.state + (f" {words.duration(each.wait_s)}" if each.wait_s else "")
         rows.append(
             (
@@ -98,7 +112,7 @@ def hosts(snapshot: StatusSnapshot) -> Section:
             Column("state", is_number=False),
             Column("conns"),
             Column("requests"),
-            Column("pending"),
+            Column("pending", optional=True),
             Column("done"),
             Column("failed"),
         ),
@@ -186,17 +200,24 @@ def errors(snapshot: StatusSnapshot) -> Section:
             Column("what", is_number=False, flexible=True),
         ),
         tuple(
-            (_time_of_day(each.at), Text(clean(each.reason), style="yellow"), clean(each.text))
+            (_time_of_day(each.at), Text(clean(each.reason), style="yellow"), _cause_first(clean(each.text)))
             for each in reversed(snapshot.last_errors)
         ),
     )
 
 
 def log(lines: Iterable[str]) -> Section:
-    newest_first = [Text(clean(line)) for line in lines][::-1]
+    # The day and the milliseconds of a line are in the file; here its words need the room.
+    newest_first = [Text(_LOG_TIME.sub(r"\1", clean(line))) for line in lines][::-1]
     return Section(
         "log", (Column("", is_number=False, flexible=True),), tuple((line,) for line in newest_first), least=2
     )
+
+
+def _cause_first(text: str) -> str:
+    """Return a text that begins with a DID with the DID at its end: a narrow screen shows no more than the beginning."""
+    did, colon, rest = text.partition(": ")
+    return f"{rest}  {did}" if colon and did.startswith("did:") and " " not in did else text
 
 
 def _time_of_day(at: str) -> str:

@@ -13,10 +13,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from relay.observe import words
 from relay.observe.status import StatusSnapshot
 from relay.tui import sections as lists
 from relay.tui.head import head
-from relay.tui.sections import Section
+from relay.tui.sections import Column, Section
 
 _WIDE = 130  # columns from which on the lists stand side by side
 _GAP = 3
@@ -85,6 +86,15 @@ def _share_rows(sections: Sequence[Section], height: int) -> list[int]:
     return shares
 
 
+def _told(section: Section) -> list[tuple[int, Column]]:
+    """Return the columns, with their places, without optional ones of which no row knows anything."""
+    return [
+        (index, column)
+        for index, column in enumerate(section.columns)
+        if not column.optional or any(str(row[index]) != words.UNKNOWN for row in section.rows)
+    ]
+
+
 def _render(section: Section, width: int, height: int) -> RenderableType:
     """Return one section: a title in the line of the column names, rows, and how many are left out."""
     shown = section.rows if section.height <= height else section.rows[: max(0, height - 2)]
@@ -97,7 +107,8 @@ def _render(section: Section, width: int, height: int) -> RenderableType:
         header_style="dim",
         expand=True,
     )
-    for index, column in enumerate(section.columns):
+    kept = _told(section)
+    for index, column in kept:
         title = Text(section.title, style="not dim bold") if index == 0 else Text(column.name)
         table.add_column(
             title,
@@ -107,7 +118,7 @@ def _render(section: Section, width: int, height: int) -> RenderableType:
             ratio=1 if column.flexible else None,
         )
     for row in shown:
-        table.add_row(*row)
+        table.add_row(*[row[index] for index, _ in kept])
     if len(shown) < len(section.rows):
         table.add_row(Text(f"{len(section.rows) - len(shown)} more", style="dim"))
     return table

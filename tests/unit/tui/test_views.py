@@ -108,7 +108,7 @@ def test_a_large_terminal_shows_every_list_side_by_side() -> None:
     lines = _screen(_busy(hosts=20), 160, 50, ["2026-11-23T10:00:00.000Z info    repo_synced did=did:plc:abc"])
     text = "\n".join(lines)
     assert len(lines) <= 50
-    for word in ("host-19.example", "worker 3", "incidents", "did:plc:11: no answer", "repo_synced"):
+    for word in ("host-19.example", "worker 3", "incidents", "no answer  did:plc:11", "repo_synced"):
         assert word in text, word
     assert any("ingesters" in line and "incidents" in line for line in lines)
 
@@ -309,3 +309,53 @@ def test_a_terminal_without_unicode_gets_ascii() -> None:
     console.print(dashboard(_busy(), 80, 24), width=80)
     console.file.flush()
     assert b"host_down" in buffer.getvalue()
+
+
+def test_hosts_keep_their_places_while_they_work_and_the_sick_stand_first() -> None:
+    def shown(connections: tuple[int, int, int]) -> list[str]:
+        hosts = (
+            HostView(host="https://busy.example", done=90, connections=connections[0]),
+            HostView(host="https://calm.example", done=10, connections=connections[1]),
+            HostView(host="https://down.example", done=5, state="down", connections=connections[2]),
+        )
+        lines = _screen(replace(_busy(), hosts=hosts, last_errors=()), 80, 40)
+        return [line.split()[0] for line in lines if ".example" in line]
+
+    assert shown((0, 4, 0)) == shown((4, 0, 1)) == ["down.example", "busy.example", "calm.example"]
+
+
+def test_lanes_stand_apart_and_a_lane_that_nobody_tells_takes_no_room() -> None:
+    ingester = IngesterView(
+        address="here:1", healthy=True, queued_live=7, queued_backfill=1_234, queued_operations=1_241
+    )
+    lines = _screen(replace(_busy(), ingesters=(ingester,)), 80, 24)
+    (heads,) = [line for line in lines if line.startswith("ingesters")]
+    (row,) = [line for line in lines if line.startswith("here:1")]
+    assert heads.split()[2:4] == ["live", "backfill"]
+    assert row.split()[2:4] == ["7", "1.23k"]
+    assert "backfill" not in next(line for line in _screen(_busy(), 80, 24) if line.startswith("ingesters"))
+
+
+def test_the_bytes_that_are_left_are_told_where_there_is_room() -> None:
+    snapshot = replace(_busy(), targets=Targets(total=100, done=20, eta_s=60.0, final=True, bytes_left=50 * 1024**2))
+    assert "about 50.0 MiB to go  eta 1m00s" in _screen(snapshot, 120, 24)[1]
+    assert "MiB to go" not in _screen(snapshot, 80, 24)[1]
+    service = replace(_busy(), targets=Targets(), backlog=Backlog(repos=7, eta_s=60.0, bytes_left=50 * 1024**2))
+    assert "7 to go (about 50.0 MiB)  eta 1m00s" in _screen(service, 120, 24)[1]
+
+
+def test_what_comes_and_goes_moves_nothing_before_it() -> None:
+    def tail(waiting: int) -> str:
+        firehose = replace(
+            _busy().firehose,
+            distance=3,
+            max_open_frames=9,
+            verifying=0,
+            waiting_batches=waiting,
+            waiting_for_key=waiting,
+        )
+        lines = _screen(replace(_busy(), firehose=firehose, targets=Targets()), 160, 50)
+        return next(line for line in lines if line.startswith("tail")).rstrip()
+
+    assert tail(30).startswith(tail(0))
+    assert "batches waiting 30" in tail(30)
