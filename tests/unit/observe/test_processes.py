@@ -12,18 +12,26 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from relay.observe.metrics import Metrics
 from relay.observe.processes import Process, cost_of
+from tests.support.waiting import wait_until
 
 
 def test_a_process_costs_what_the_kernel_says() -> None:
-    process = psutil.Process()
-    before, cost, after = process.cpu_times(), cost_of(os.getpid()), process.cpu_times()
+    work = "import threading; f = [open('/dev/null') for _ in range(20)]; x = sum(range(3_000_000)); \\\n"
+    work += "threading.Thread(target=threading.Event().wait, args=(60,), daemon=True).start(); print('.', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        process = psutil.Process(child.pid)
+        wait_until(lambda: process.status() == psutil.STATUS_SLEEPING, "it waits: nothing of it changes any more")
+        cost = cost_of(child.pid)
+        times, memory, files = process.cpu_times(), process.memory_full_info(), process.num_fds()
+        child.communicate(b"\n")
     assert cost is not None
-    # Both are counted in ticks of 10 ms, each of the two parts for itself.
-    assert before.user + before.system - 0.02 <= cost.cpu_s <= after.user + after.system + 0.02
-    assert cost.threads == process.num_threads()
-    assert cost.open_files == process.num_fds()  # each counts the folder that it reads
+    assert cost.cpu_s == pytest.approx(times.user + times.system, abs=0.021)  # ticks of 10 ms, of two parts
+    assert (cost.threads, cost.open_files) == (2, files)
+    assert files >= 23
+    assert cost.resident_bytes == pytest.approx(memory.rss, rel=0.1)
     assert 0 < cost.private_bytes <= cost.resident_bytes
-    assert cost.resident_bytes == pytest.approx(process.memory_info().rss, rel=0.1)
 
 
 def test_a_name_with_brackets_and_spaces_is_read_over() -> None:
