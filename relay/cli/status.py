@@ -48,6 +48,7 @@ _LARGEST_ANSWER_BYTES = 16 * 1024 * 1024
 # A heartbeat older than this is that of a process that is gone: three are missed.
 _SILENT_S = 30.0
 _WATCH_S = 1.0
+_PIPED_WIDTH = 120
 _FINISHED = (RepoState.SYNCED, RepoState.INACTIVE, RepoState.QUARANTINED)
 
 
@@ -171,8 +172,9 @@ def _print(snapshot: StatusSnapshot, out: TextIO, *, as_json: bool) -> None:
     if as_json:
         out.write(snapshot.to_json().decode() + "\n")
         return
-    console = Console(file=tolerant(out), highlight=False)
-    width = console.width if out.isatty() else 120
+    # Where there is no terminal its width is not 80: nothing is cut off that would fit on a page.
+    console = Console(file=tolerant(out), highlight=False, width=None if out.isatty() else _PIPED_WIDTH)
+    width = console.width
     console.print(dashboard(snapshot, width, 1000), width=width)
 
 
