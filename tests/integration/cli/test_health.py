@@ -14,11 +14,7 @@ from relay.cli.health import ask
 from relay.cli.main import main
 from relay.config.schema import MetricsSettings
 from relay.errors import ConfigError
-from relay.observe.status import StatusSnapshot
-
-
-def _nothing() -> StatusSnapshot:
-    raise AssertionError("nobody asked for the status")
+from relay.observe.status import Phase, StatusSnapshot
 
 
 @contextmanager
@@ -28,7 +24,7 @@ def _serving(code: int, text: str) -> Iterator[int]:
         0,
         health=lambda: (code, text),
         ready=lambda: (503, "standby"),
-        snapshot=_nothing,
+        snapshot=lambda: StatusSnapshot(instance="one", phase=Phase.RUNNING),
         metrics=lambda: b"",
     )
     server.start()
