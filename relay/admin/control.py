@@ -15,7 +15,7 @@ import orjson
 
 from relay.atproto.errors import AtprotoError
 from relay.atproto.nsid_filter import NsidFilter
-from relay.atproto.syntax import is_resolvable_did
+from relay.atproto.syntax import is_nsid, is_resolvable_did
 from relay.config.addresses import http_form
 from relay.config.checks import ingester_addresses
 from relay.errors import StoreAway, StoreError
@@ -54,7 +54,7 @@ class NotNow(Exception):
 
 
 class Control(Protocol):
-    """What a running service does for an operator. Any thread; may wait for the database, never for other people's servers.
+    """What a running service does for an operator. Any thread; may wait for the database, and for other people's servers only where it says so.
 
     Raises StoreAway (trying again helps) and StoreError.
     """
@@ -69,6 +69,12 @@ class Control(Protocol):
         self, dids: Sequence[str] | None, *, host: str | None, changed_since: float | None
     ) -> tuple[int, list[str]]:
         """Return how many will be delivered again, and the named ones that are not tracked."""
+
+    def resync_collections(
+        self, collections: Sequence[str], on_begin: Callable[[Callable[[], None]], None]
+    ) -> tuple[int, list[str]]:
+        """Return how many will be delivered again, and the listings without a complete answer. Waits for other people's servers:
+        `on_begin(stop)` is given what ends it."""
 
     def show(self, did: str) -> RepoRow | None: ...
 
@@ -117,8 +123,10 @@ class AdminService:
 
     def ResyncRepos(self, request: pb.ResyncReposRequest, context: Any) -> pb.ResyncReposResponse:  # noqa: N802
         by_row = bool(request.host or request.changed_since)
-        if sum((bool(request.dids), request.all, by_row)) != 1:
-            _refuse(context, "name DIDs, or a host and a time, or all: exactly one of them")
+        if sum((bool(request.dids), request.all, by_row, bool(request.collections))) != 1:
+            _refuse(context, "name DIDs, or a host and a time, or collections, or all: exactly one of them")
+        if request.collections:
+            return self._resync_collections(list(request.collections), context)
         dids = _dids(request.dids, context) if request.dids else None
         host = _origin(request.host, context) if request.host else None
         count, unknown = self._stored(
@@ -126,6 +134,19 @@ class AdminService:
         )
         log.info("admin_call", call="ResyncRepos", peer=context.peer(), repos=count)
         return pb.ResyncReposResponse(repos=count, not_tracked=unknown)
+
+    def _resync_collections(self, collections: list[str], context: Any) -> pb.ResyncReposResponse:
+        bad = [name for name in collections if not is_nsid(name)]
+        if bad:
+            _refuse(context, f"not an NSID: {bad[0][:100]!r}")
+
+        def begun(stop: Callable[[], None]) -> None:
+            if not context.add_callback(stop):  # the call has ended already
+                stop()
+
+        count, failed = self._stored(context, lambda: self._control.resync_collections(collections, begun))
+        log.info("admin_call", call="ResyncRepos", peer=context.peer(), repos=count, collections=",".join(collections))
+        return pb.ResyncReposResponse(repos=count, failed=failed)
 
     def ShowRepo(self, request: pb.ShowRepoRequest, context: Any) -> pb.ShowRepoResponse:  # noqa: N802
         row = self._stored(context, lambda: self._control.show(request.did))

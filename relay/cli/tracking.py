@@ -20,7 +20,7 @@ from relay.errors import ConfigError
 from relay.model import RepoState
 from relay.observe import words
 from relay.store.pool import Database
-from relay.supervisor.commands import RepoCommands, Resynced, ResyncSink
+from relay.supervisor.commands import RepoCommands, Resynced
 
 CHANGING = ("add", "remove", "resync")
 _LINE_EVERY_S = 5.0
@@ -115,31 +115,9 @@ def _resync(
 def _of_collections(
     settings: Settings, commands: RepoCommands, collections: tuple[str, ...]
 ) -> tuple[Resynced, list[str]]:
-    from relay.discovery.listing import Enumeration
-    from relay.discovery.pages import PagePolicy
-    from relay.net.gate import HostGate
-    from relay.net.guard import Guard
-    from relay.net.hosts import HostPolicy, HostTable
-    from relay.net.http import Fetcher, user_agent
-    from relay.net.xrpc import Xrpc
-    from relay.supervisor.discovery import collection_origin
+    from relay.supervisor.resyncing import resync_collections
 
-    origin = collection_origin(settings)
-    fetcher = Fetcher(
-        Guard(allow_private=settings.security.allow_private_hosts, exempt=(origin,)),
-        user_agent=user_agent(settings.http.contact),
-    )
-    sink = ResyncSink(commands)
-    enumeration = Enumeration(
-        Xrpc(fetcher),
-        HostGate(HostTable(HostPolicy.from_settings(settings.backfiller))),
-        sink,
-        batch=None,
-        policy=PagePolicy.from_settings(settings.relay),
-        on_stop=fetcher.abort,
-    )
-    result = enumeration.enumerate_collections(origin, collections)
-    return Resynced(states=sink.states), [f"{each.host}: {each.text}" for each in result.failed]
+    return resync_collections(settings, commands, collections)
 
 
 def _check_chosen(args: argparse.Namespace) -> None:

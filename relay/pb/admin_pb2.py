@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14relay/pb/admin.proto\x12\x08relay.v1\"\x1f\n\x0f\x41\x64\x64ReposRequest\x12\x0c\n\x04\x64ids\x18\x01 \x03(\t\"?\n\x10\x41\x64\x64ReposResponse\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x01 \x01(\x04\x12\r\n\x05\x61gain\x18\x02 \x01(\x04\x12\r\n\x05known\x18\x03 \x01(\x04\"\"\n\x12RemoveReposRequest\x12\x0c\n\x04\x64ids\x18\x01 \x03(\t\";\n\x13RemoveReposResponse\x12\x0f\n\x07removed\x18\x01 \x01(\x04\x12\x13\n\x0bnot_tracked\x18\x02 \x03(\t\"T\n\x12ResyncReposRequest\x12\x0c\n\x04\x64ids\x18\x01 \x03(\t\x12\x0b\n\x03\x61ll\x18\x02 \x01(\x08\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x15\n\rchanged_since\x18\x04 \x01(\x01\"9\n\x13ResyncReposResponse\x12\r\n\x05repos\x18\x01 \x01(\x04\x12\x13\n\x0bnot_tracked\x18\x02 \x03(\t\"p\n\x04Repo\x12\x0b\n\x03\x64id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0b\n\x03rev\x18\x04 \x01(\t\x12\x0c\n\x04host\x18\x05 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x06 \x01(\r\x12\x0f\n\x07records\x18\x07 \x01(\x04\"\x1e\n\x0fShowRepoRequest\x12\x0b\n\x03\x64id\x18\x01 \x01(\t\"O\n\x10ShowRepoResponse\x12\x1c\n\x04repo\x18\x01 \x01(\x0b\x32\x0e.relay.v1.Repo\x12\x0f\n\x07tracked\x18\x02 \x01(\x08\x12\x0c\n\x04json\x18\x03 \x01(\t\"?\n\x10ListReposRequest\x12\x0e\n\x06states\x18\x01 \x03(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\x04\"-\n\x0cPauseRequest\x12\x1d\n\x05parts\x18\x01 \x03(\x0e\x32\x0e.relay.v1.Part\"/\n\rPauseResponse\x12\x1e\n\x06paused\x18\x01 \x03(\x0e\x32\x0e.relay.v1.Part\".\n\rResumeRequest\x12\x1d\n\x05parts\x18\x01 \x03(\x0e\x32\x0e.relay.v1.Part\"0\n\x0eResumeResponse\x12\x1e\n\x06paused\x18\x01 \x03(\x0e\x32\x0e.relay.v1.Part\"\x82\x01\n\x14SetHostLimitsRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x1d\n\x10requests_per_sec\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x0b\x63onnections\x18\x03 \x01(\rH\x01\x88\x01\x01\x42\x13\n\x11_requests_per_secB\x0e\n\x0c_connections\"F\n\x15SetHostLimitsResponse\x12\x18\n\x10requests_per_sec\x18\x01 \x01(\x01\x12\x13\n\x0b\x63onnections\x18\x02 \x01(\r\"$\n\x10SetFilterRequest\x12\x10\n\x08patterns\x18\x01 \x03(\t\"6\n\x11SetFilterResponse\x12\x10\n\x08patterns\x18\x01 \x03(\t\x12\x0f\n\x07widened\x18\x02 \x01(\x08\"(\n\x13SetIngestersRequest\x12\x11\n\taddresses\x18\x01 \x03(\t\"8\n\x14SetIngestersResponse\x12\x0f\n\x07joining\x18\x01 \x03(\t\x12\x0f\n\x07leaving\x18\x02 \x03(\t\"%\n\rStatusRequest\x12\x14\n\x0cinterval_sec\x18\x01 \x01(\x01\"\xbf\x01\n\x0eStatusResponse\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x32\n\x05repos\x18\x03 \x03(\x0b\x32#.relay.v1.StatusResponse.ReposEntry\x12\x1e\n\x06paused\x18\x04 \x03(\x0e\x32\x0e.relay.v1.Part\x12\x0c\n\x04json\x18\x05 \x01(\t\x1a,\n\nReposEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01*C\n\x04Part\x12\x14\n\x10PART_UNSPECIFIED\x10\x00\x12\r\n\tDISCOVERY\x10\x01\x12\x0c\n\x08\x42\x41\x43KFILL\x10\x02\x12\x08\n\x04TAIL\x10\x03\x32\x82\x06\n\nRelayAdmin\x12\x41\n\x08\x41\x64\x64Repos\x12\x19.relay.v1.AddReposRequest\x1a\x1a.relay.v1.AddReposResponse\x12J\n\x0bRemoveRepos\x12\x1c.relay.v1.RemoveReposRequest\x1a\x1d.relay.v1.RemoveReposResponse\x12J\n\x0bResyncRepos\x12\x1c.relay.v1.ResyncReposRequest\x1a\x1d.relay.v1.ResyncReposResponse\x12\x41\n\x08ShowRepo\x12\x19.relay.v1.ShowRepoRequest\x1a\x1a.relay.v1.ShowRepoResponse\x12\x39\n\tListRepos\x12\x1a.relay.v1.ListReposRequest\x1a\x0e.relay.v1.Repo0\x01\x12\x38\n\x05Pause\x12\x16.relay.v1.PauseRequest\x1a\x17.relay.v1.PauseResponse\x12;\n\x06Resume\x12\x17.relay.v1.ResumeRequest\x1a\x18.relay.v1.ResumeResponse\x12P\n\rSetHostLimits\x12\x1e.relay.v1.SetHostLimitsRequest\x1a\x1f.relay.v1.SetHostLimitsResponse\x12\x44\n\tSetFilter\x12\x1a.relay.v1.SetFilterRequest\x1a\x1b.relay.v1.SetFilterResponse\x12M\n\x0cSetIngesters\x12\x1d.relay.v1.SetIngestersRequest\x1a\x1e.relay.v1.SetIngestersResponse\x12=\n\x06Status\x12\x17.relay.v1.StatusRequest\x1a\x18.relay.v1.StatusResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14relay/pb/admin.proto\x12\x08relay.v1\"\x1f\n\x0f\x41\x64\x64ReposRequest\x12\x0c\n\x04\x64ids\x18\x01 \x03(\t\"?\n\x10\x41\x64\x64ReposResponse\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x01 \x01(\x04\x12\r\n\x05\x61gain\x18\x02 \x01(\x04\x12\r\n\x05known\x18\x03 \x01(\x04\"\"\n\x12RemoveReposRequest\x12\x0c\n\x04\x64ids\x18\x01 \x03(\t\";\n\x13RemoveReposResponse\x12\x0f\n\x07removed\x18\x01 \x01(\x04\x12\x13\n\x0bnot_tracked\x18\x02 \x03(\t\"i\n\x12ResyncReposRequest\x12\x0c\n\x04\x64ids\x18\x01 \x03(\t\x12\x0b\n\x03\x61ll\x18\x02 \x01(\x08\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x15\n\rchanged_since\x18\x04 \x01(\x01\x12\x13\n\x0b\x63ollections\x18\x05 \x03(\t\"I\n\x13ResyncReposResponse\x12\r\n\x05repos\x18\x01 \x01(\x04\x12\x13\n\x0bnot_tracked\x18\x02 \x03(\t\x12\x0e\n\x06\x66\x61iled\x18\x03 \x03(\t\"p\n\x04Repo\x12\x0b\n\x03\x64id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0b\n\x03rev\x18\x04 \x01(\t\x12\x0c\n\x04host\x18\x05 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x06 \x01(\r\x12\x0f\n\x07records\x18\x07 \x01(\x04\"\x1e\n\x0fShowRepoRequest\x12\x0b\n\x03\x64id\x18\x01 \x01(\t\"O\n\x10ShowRepoResponse\x12\x1c\n\x04repo\x18\x01 \x01(\x0b\x32\x0e.relay.v1.Repo\x12\x0f\n\x07tracked\x18\x02 \x01(\x08\x12\x0c\n\x04json\x18\x03 \x01(\t\"?\n\x10ListReposRequest\x12\x0e\n\x06states\x18\x01 \x03(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\x04\"-\n\x0cPauseRequest\x12\x1d\n\x05parts\x18\x01 \x03(\x0e\x32\x0e.relay.v1.Part\"/\n\rPauseResponse\x12\x1e\n\x06paused\x18\x01 \x03(\x0e\x32\x0e.relay.v1.Part\".\n\rResumeRequest\x12\x1d\n\x05parts\x18\x01 \x03(\x0e\x32\x0e.relay.v1.Part\"0\n\x0eResumeResponse\x12\x1e\n\x06paused\x18\x01 \x03(\x0e\x32\x0e.relay.v1.Part\"\x82\x01\n\x14SetHostLimitsRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x1d\n\x10requests_per_sec\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x0b\x63onnections\x18\x03 \x01(\rH\x01\x88\x01\x01\x42\x13\n\x11_requests_per_secB\x0e\n\x0c_connections\"F\n\x15SetHostLimitsResponse\x12\x18\n\x10requests_per_sec\x18\x01 \x01(\x01\x12\x13\n\x0b\x63onnections\x18\x02 \x01(\r\"$\n\x10SetFilterRequest\x12\x10\n\x08patterns\x18\x01 \x03(\t\"6\n\x11SetFilterResponse\x12\x10\n\x08patterns\x18\x01 \x03(\t\x12\x0f\n\x07widened\x18\x02 \x01(\x08\"(\n\x13SetIngestersRequest\x12\x11\n\taddresses\x18\x01 \x03(\t\"8\n\x14SetIngestersResponse\x12\x0f\n\x07joining\x18\x01 \x03(\t\x12\x0f\n\x07leaving\x18\x02 \x03(\t\"%\n\rStatusRequest\x12\x14\n\x0cinterval_sec\x18\x01 \x01(\x01\"\xbf\x01\n\x0eStatusResponse\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x32\n\x05repos\x18\x03 \x03(\x0b\x32#.relay.v1.StatusResponse.ReposEntry\x12\x1e\n\x06paused\x18\x04 \x03(\x0e\x32\x0e.relay.v1.Part\x12\x0c\n\x04json\x18\x05 \x01(\t\x1a,\n\nReposEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01*C\n\x04Part\x12\x14\n\x10PART_UNSPECIFIED\x10\x00\x12\r\n\tDISCOVERY\x10\x01\x12\x0c\n\x08\x42\x41\x43KFILL\x10\x02\x12\x08\n\x04TAIL\x10\x03\x32\x82\x06\n\nRelayAdmin\x12\x41\n\x08\x41\x64\x64Repos\x12\x19.relay.v1.AddReposRequest\x1a\x1a.relay.v1.AddReposResponse\x12J\n\x0bRemoveRepos\x12\x1c.relay.v1.RemoveReposRequest\x1a\x1d.relay.v1.RemoveReposResponse\x12J\n\x0bResyncRepos\x12\x1c.relay.v1.ResyncReposRequest\x1a\x1d.relay.v1.ResyncReposResponse\x12\x41\n\x08ShowRepo\x12\x19.relay.v1.ShowRepoRequest\x1a\x1a.relay.v1.ShowRepoResponse\x12\x39\n\tListRepos\x12\x1a.relay.v1.ListReposRequest\x1a\x0e.relay.v1.Repo0\x01\x12\x38\n\x05Pause\x12\x16.relay.v1.PauseRequest\x1a\x17.relay.v1.PauseResponse\x12;\n\x06Resume\x12\x17.relay.v1.ResumeRequest\x1a\x18.relay.v1.ResumeResponse\x12P\n\rSetHostLimits\x12\x1e.relay.v1.SetHostLimitsRequest\x1a\x1f.relay.v1.SetHostLimitsResponse\x12\x44\n\tSetFilter\x12\x1a.relay.v1.SetFilterRequest\x1a\x1b.relay.v1.SetFilterResponse\x12M\n\x0cSetIngesters\x12\x1d.relay.v1.SetIngestersRequest\x1a\x1e.relay.v1.SetIngestersResponse\x12=\n\x06Status\x12\x17.relay.v1.StatusRequest\x1a\x18.relay.v1.StatusResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STATUSRESPONSE_REPOSENTRY']._loaded_options = None
   _globals['_STATUSRESPONSE_REPOSENTRY']._serialized_options = b'8\001'
-  _globals['_PART']._serialized_start=1492
-  _globals['_PART']._serialized_end=1559
+  _globals['_PART']._serialized_start=1529
+  _globals['_PART']._serialized_end=1596
   _globals['_ADDREPOSREQUEST']._serialized_start=34
   _globals['_ADDREPOSREQUEST']._serialized_end=65
   _globals['_ADDREPOSRESPONSE']._serialized_start=67
@@ -44,43 +44,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REMOVEREPOSRESPONSE']._serialized_start=168
   _globals['_REMOVEREPOSRESPONSE']._serialized_end=227
   _globals['_RESYNCREPOSREQUEST']._serialized_start=229
-  _globals['_RESYNCREPOSREQUEST']._serialized_end=313
-  _globals['_RESYNCREPOSRESPONSE']._serialized_start=315
-  _globals['_RESYNCREPOSRESPONSE']._serialized_end=372
-  _globals['_REPO']._serialized_start=374
-  _globals['_REPO']._serialized_end=486
-  _globals['_SHOWREPOREQUEST']._serialized_start=488
-  _globals['_SHOWREPOREQUEST']._serialized_end=518
-  _globals['_SHOWREPORESPONSE']._serialized_start=520
-  _globals['_SHOWREPORESPONSE']._serialized_end=599
-  _globals['_LISTREPOSREQUEST']._serialized_start=601
-  _globals['_LISTREPOSREQUEST']._serialized_end=664
-  _globals['_PAUSEREQUEST']._serialized_start=666
-  _globals['_PAUSEREQUEST']._serialized_end=711
-  _globals['_PAUSERESPONSE']._serialized_start=713
-  _globals['_PAUSERESPONSE']._serialized_end=760
-  _globals['_RESUMEREQUEST']._serialized_start=762
-  _globals['_RESUMEREQUEST']._serialized_end=808
-  _globals['_RESUMERESPONSE']._serialized_start=810
-  _globals['_RESUMERESPONSE']._serialized_end=858
-  _globals['_SETHOSTLIMITSREQUEST']._serialized_start=861
-  _globals['_SETHOSTLIMITSREQUEST']._serialized_end=991
-  _globals['_SETHOSTLIMITSRESPONSE']._serialized_start=993
-  _globals['_SETHOSTLIMITSRESPONSE']._serialized_end=1063
-  _globals['_SETFILTERREQUEST']._serialized_start=1065
-  _globals['_SETFILTERREQUEST']._serialized_end=1101
-  _globals['_SETFILTERRESPONSE']._serialized_start=1103
-  _globals['_SETFILTERRESPONSE']._serialized_end=1157
-  _globals['_SETINGESTERSREQUEST']._serialized_start=1159
-  _globals['_SETINGESTERSREQUEST']._serialized_end=1199
-  _globals['_SETINGESTERSRESPONSE']._serialized_start=1201
-  _globals['_SETINGESTERSRESPONSE']._serialized_end=1257
-  _globals['_STATUSREQUEST']._serialized_start=1259
-  _globals['_STATUSREQUEST']._serialized_end=1296
-  _globals['_STATUSRESPONSE']._serialized_start=1299
-  _globals['_STATUSRESPONSE']._serialized_end=1490
-  _globals['_STATUSRESPONSE_REPOSENTRY']._serialized_start=1446
-  _globals['_STATUSRESPONSE_REPOSENTRY']._serialized_end=1490
-  _globals['_RELAYADMIN']._serialized_start=1562
-  _globals['_RELAYADMIN']._serialized_end=2332
+  _globals['_RESYNCREPOSREQUEST']._serialized_end=334
+  _globals['_RESYNCREPOSRESPONSE']._serialized_start=336
+  _globals['_RESYNCREPOSRESPONSE']._serialized_end=409
+  _globals['_REPO']._serialized_start=411
+  _globals['_REPO']._serialized_end=523
+  _globals['_SHOWREPOREQUEST']._serialized_start=525
+  _globals['_SHOWREPOREQUEST']._serialized_end=555
+  _globals['_SHOWREPORESPONSE']._serialized_start=557
+  _globals['_SHOWREPORESPONSE']._serialized_end=636
+  _globals['_LISTREPOSREQUEST']._serialized_start=638
+  _globals['_LISTREPOSREQUEST']._serialized_end=701
+  _globals['_PAUSEREQUEST']._serialized_start=703
+  _globals['_PAUSEREQUEST']._serialized_end=748
+  _globals['_PAUSERESPONSE']._serialized_start=750
+  _globals['_PAUSERESPONSE']._serialized_end=797
+  _globals['_RESUMEREQUEST']._serialized_start=799
+  _globals['_RESUMEREQUEST']._serialized_end=845
+  _globals['_RESUMERESPONSE']._serialized_start=847
+  _globals['_RESUMERESPONSE']._serialized_end=895
+  _globals['_SETHOSTLIMITSREQUEST']._serialized_start=898
+  _globals['_SETHOSTLIMITSREQUEST']._serialized_end=1028
+  _globals['_SETHOSTLIMITSRESPONSE']._serialized_start=1030
+  _globals['_SETHOSTLIMITSRESPONSE']._serialized_end=1100
+  _globals['_SETFILTERREQUEST']._serialized_start=1102
+  _globals['_SETFILTERREQUEST']._serialized_end=1138
+  _globals['_SETFILTERRESPONSE']._serialized_start=1140
+  _globals['_SETFILTERRESPONSE']._serialized_end=1194
+  _globals['_SETINGESTERSREQUEST']._serialized_start=1196
+  _globals['_SETINGESTERSREQUEST']._serialized_end=1236
+  _globals['_SETINGESTERSRESPONSE']._serialized_start=1238
+  _globals['_SETINGESTERSRESPONSE']._serialized_end=1294
+  _globals['_STATUSREQUEST']._serialized_start=1296
+  _globals['_STATUSREQUEST']._serialized_end=1333
+  _globals['_STATUSRESPONSE']._serialized_start=1336
+  _globals['_STATUSRESPONSE']._serialized_end=1527
+  _globals['_STATUSRESPONSE_REPOSENTRY']._serialized_start=1483
+  _globals['_STATUSRESPONSE_REPOSENTRY']._serialized_end=1527
+  _globals['_RELAYADMIN']._serialized_start=1599
+  _globals['_RELAYADMIN']._serialized_end=2369
 # @@protoc_insertion_point(module_scope)

@@ -49,24 +49,28 @@ class RemoveReposResponse(_message.Message):
     def __init__(self, removed: _Optional[int] = ..., not_tracked: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ResyncReposRequest(_message.Message):
-    __slots__ = ("dids", "all", "host", "changed_since")
+    __slots__ = ("dids", "all", "host", "changed_since", "collections")
     DIDS_FIELD_NUMBER: _ClassVar[int]
     ALL_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     CHANGED_SINCE_FIELD_NUMBER: _ClassVar[int]
+    COLLECTIONS_FIELD_NUMBER: _ClassVar[int]
     dids: _containers.RepeatedScalarFieldContainer[str]
     all: bool
     host: str
     changed_since: float
-    def __init__(self, dids: _Optional[_Iterable[str]] = ..., all: _Optional[bool] = ..., host: _Optional[str] = ..., changed_since: _Optional[float] = ...) -> None: ...
+    collections: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, dids: _Optional[_Iterable[str]] = ..., all: _Optional[bool] = ..., host: _Optional[str] = ..., changed_since: _Optional[float] = ..., collections: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ResyncReposResponse(_message.Message):
-    __slots__ = ("repos", "not_tracked")
+    __slots__ = ("repos", "not_tracked", "failed")
     REPOS_FIELD_NUMBER: _ClassVar[int]
     NOT_TRACKED_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
     repos: int
     not_tracked: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, repos: _Optional[int] = ..., not_tracked: _Optional[_Iterable[str]] = ...) -> None: ...
+    failed: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, repos: _Optional[int] = ..., not_tracked: _Optional[_Iterable[str]] = ..., failed: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Repo(_message.Message):
     __slots__ = ("did", "state", "reason", "rev", "host", "attempts", "records")

@@ -19,6 +19,7 @@ from relay.supervisor.commands import RepoCommands
 from relay.supervisor.covering import filter_text
 from relay.supervisor.observer import Observer
 from relay.supervisor.resharding import Resharder, note
+from relay.supervisor.resyncing import resync_collections
 from relay.supervisor.session import Session
 from relay.supervisor.wiring import Machine
 
@@ -69,6 +70,20 @@ class RelayControl:
             done = self._commands.resync_selected(host=host, changed_since=changed_since)
         self._follow()
         return done.repos, done.unknown
+
+    def resync_collections(
+        self, collections: Sequence[str], on_begin: Callable[[Callable[[], None]], None]
+    ) -> tuple[int, list[str]]:
+        settings = self._session.settings
+        if not (settings.discovery.collection_host or settings.firehose.relay_host):
+            raise NotNow(
+                "nobody to ask who holds a collection: discovery.collection_host and firehose.relay_host are empty"
+            )
+        done, failed = resync_collections(
+            settings, self._commands, collections, gate=self._machine.gate, on_begin=on_begin
+        )
+        self._follow()
+        return done.repos, failed
 
     def show(self, did: str) -> RepoRow | None:
         with self._session.database.transaction("show a repo") as cursor:

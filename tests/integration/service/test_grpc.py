@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from relay.pb import admin_pb2 as pb
 from relay.pb.admin_pb2_grpc import RelayAdminStub
+from relay.simnet.upstream import UPSTREAM
 from tests.integration.backfill.conftest import MakeScene
 from tests.integration.backfill.scene import Scene
 from tests.integration.service.conftest import end, status, until_equal
@@ -112,6 +113,35 @@ def test_repos_are_added_removed_resynced_and_listed(make_scene: MakeScene) -> N
         ):
             with pytest.raises(grpc.RpcError, match="INVALID_ARGUMENT"):
                 call()
+    end(program)
+
+
+def test_the_repos_that_hold_a_collection_are_delivered_again(make_scene: MakeScene) -> None:
+    scene = make_scene(accounts=8, inactive_share=0.0)
+    block = "app.bsky.graph.block"
+    holders = {
+        account.did
+        for account in scene.network.truth()
+        if any(path.startswith(f"{block}/") for path in account.records)
+    }
+    program = scene.start("run")
+    until_equal(scene, program, "all of it")
+    wait_until(lambda: scene.counts() == {"synced": 8}, "all are synced")
+    with channel_to(scene, program) as channel:
+        admin = RelayAdminStub(channel)  # type: ignore[no-untyped-call]
+        admin.Pause(pb.PauseRequest(parts=[pb.BACKFILL]))
+        with pytest.raises(grpc.RpcError, match="INVALID_ARGUMENT"):
+            admin.ResyncRepos(pb.ResyncReposRequest(collections=["no nsid"]))
+        answer = admin.ResyncRepos(pb.ResyncReposRequest(collections=[block]))
+        assert (answer.repos, list(answer.failed)) == (len(holders), [])
+        assert {did for did, row in scene.rows().items() if row.reason == "resync"} == holders
+        scene.network.silence(UPSTREAM)
+        answer = admin.ResyncRepos(pb.ResyncReposRequest(collections=[block]))
+        assert answer.repos == 0
+        assert len(answer.failed) == 1
+        scene.network.restore(UPSTREAM)
+        admin.Resume(pb.ResumeRequest())
+        wait_until(lambda: scene.counts() == {"synced": 8}, "delivered again")
     end(program)
 
 
