@@ -25,6 +25,8 @@ from relay.supervisor.wiring import Machine
 log = get_logger(__name__)
 
 LISTEN_AGAIN_S = 2.0
+# Counting 50 M repos, behind which a heartbeat may wait, takes half of it.
+SILENT_S = 30.0
 
 
 class Presence:
@@ -39,6 +41,7 @@ class Presence:
         self._listen_at = 0.0  # monotonic: when to try again
         self._machine: Machine | None = None
         self._observer: Observer | None = None
+        self._answered_at: float | None = None  # monotonic
         self._early = self._snapshot(Phase.STARTING, "")
         self.instance: int | None = None
         self.grpc_address: str | None = None  # `host:port` that the management API listens on
@@ -56,8 +59,18 @@ class Presence:
         """While there is no machine: what this process does, or waits for."""
         self._early = self._snapshot(phase, reason)
 
+    def answered(self, now: float) -> None:
+        """The database has answered a heartbeat at `now`, monotonic seconds."""
+        self._answered_at = now
+
+    def silence(self, now: float) -> str | None:
+        """Say for how long the database has not answered, once that is more than slow: nobody else notices while it just hangs."""
+        silent_s = 0.0 if self._answered_at is None else now - self._answered_at
+        return f"it has not answered for {silent_s:.0f} s" if silent_s > SILENT_S else None
+
     def plug(self, machine: Machine, observer: Observer) -> None:
         """From now on these are what is shown."""
+        self._answered_at = time.monotonic()
         self._machine, self._observer = machine, observer
         self._metrics.watch_children(self._children)
 

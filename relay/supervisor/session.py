@@ -391,12 +391,15 @@ class Session:
         """What the engine does now and then, whatever the command."""
 
         def look() -> None:
-            observer.store_away = next(iter(self._store_away.values()), None)
+            away = next(iter(self._store_away.values()), None)
+            observer.store_away = away or self.presence.silence(time.monotonic())
             observer.look()
 
         def heartbeat() -> None:
             if machine.tasks.outstanding < MOST_OUTSTANDING:
-                machine.tasks.submit("heartbeat", self.presence.beat, lambda _: None)
+                machine.tasks.submit(
+                    "heartbeat", self.presence.beat, lambda _: self.presence.answered(time.monotonic())
+                )
 
         def changed() -> None:
             census.unsettle()
