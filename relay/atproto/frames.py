@@ -423,6 +423,8 @@ class _Fields:
             raise self._refuse("active", "is not a bool")
         if status is not None and (type(status) is not str or len(status) > _STATUS_CHARS):
             raise self._refuse("status", "is not a short text")
+        # Only `active` governs. What is no word explains nothing, and goes no further: no database takes a NUL.
+        word = status if status and status.isprintable() else None
         return AccountMessage(
-            seq=self._seq(), did=self._did("did"), active=active, status=status or None, time_us=self._time_us()
+            seq=self._seq(), did=self._did("did"), active=active, status=word, time_us=self._time_us()
         )

@@ -102,6 +102,13 @@ def test_an_account_with_a_status_of_an_open_set() -> None:
         assert (message.active, message.status) == (False, status)
 
 
+@pytest.mark.parametrize("status", ["dele\0ted", "\x1b[31mdeleted", "two\nlines", ""])
+def test_a_status_that_is_no_word_is_none_and_the_account_is_inactive_all_the_same(status: str) -> None:
+    message = parse_frame(_frame("#account", ACCOUNT | {"status": status}))
+    assert isinstance(message, AccountMessage)
+    assert (message.active, message.status) == (False, None)
+
+
 def test_info_error_and_unknown_frames() -> None:
     assert parse_frame(_frame("#info", {"name": "OutdatedCursor"})) == InfoMessage(name="OutdatedCursor", message=None)
     error = cbor.encode({"op": -1}) + cbor.encode({"error": "FutureCursor", "message": "too far"})
