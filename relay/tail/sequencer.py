@@ -418,4 +418,5 @@ class Sequencer:
             did = self._open[oldest]
             log.warning("open_frames_relief", did=did, seq=oldest, distance=mark.distance)
             self._residents.feed(did, e.OpenFramesRelief())
+            self._turns.give_way(did)
         return True

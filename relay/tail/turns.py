@@ -246,6 +246,13 @@ class Turns:
         age_s = None if identity is None else self._clock.now() - identity.resolved_at
         return not self.keys.is_over(queue) and self.keys.may_ask(frame.did, age_s=age_s, now=self._clock.monotonic())
 
+    def give_way(self, did: str) -> None:
+        """The DID's oldest frame is open for too long: a directory that is slow, or limits us for an hour, is not waited for by all."""
+        queue = self.queues.get(did)
+        if queue is not None and queue.refresh is not None:
+            log.warning("key_not_waited_for", did=did, frames=queue.held, bytes=queue.held_bytes)
+            self._key_answered(queue, None)
+
     def _resolved(self, queue: DidQueue, number: int, identity: Identity | None) -> None:
         if queue.refresh == number:  # else it is not waited for any longer
             self._key_answered(queue, identity)

@@ -317,6 +317,8 @@ class World:
             then(None)
 
     def feed(self, did: str, event: e.Event) -> None:
+        if isinstance(event, e.OpenFramesRelief):
+            self.failed_at[did] = self.clock.monotonic()  # no key is waited for any longer
         self._check_order(did, event)
         self._events.append((did, event))
         self._drain()

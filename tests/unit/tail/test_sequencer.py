@@ -14,7 +14,7 @@ from relay.tail import dispatch, refresh
 from relay.tail.inhand import position_of, seq_of
 from relay.tail.messages import FrameResult, FramesVerified, Outcome, to_wire
 from relay.tail.reader import GiveUp, IncidentFound, IncidentKind
-from relay.tail.sequencer import CURSOR_S, LOADS_AHEAD, frame_slots
+from relay.tail.sequencer import CURSOR_S, LOADS_AHEAD, RELIEF_S, frame_slots
 from tests.unit.tail import sequencer_world
 from tests.unit.tail.sequencer_world import STATUS, World, bad_frame
 
@@ -557,3 +557,20 @@ def test_commits_before_the_identity_is_known_are_proved_in_order_when_it_is() -
         while world.changes:
             world.stored()
         assert [each[2].payload for each in world.lane] == [b"<%d>" % seq for seq in seqs]
+
+
+def test_a_repo_whose_frames_wait_for_a_key_gives_way_like_any_other() -> None:
+    for world in make(max_open=5):
+        slow, fast = world.dids[:2]
+        world.accounts[slow].key += 1
+        rotated = world.emit(slow, "commit")
+        for _ in range(8):
+            world.emit(fast, "commit", operations=0)
+        bring(world)
+        for _ in range(3):
+            world.clock.advance(RELIEF_S)
+            prove(world)
+        assert len(world.resolves) == 1, "the directory has not answered"
+        assert len(world.fed) == 9
+        assert world.sequencer.view(STATUS).waiting_for_key == 0
+        assert (state_of(world, slow), world.outcome[rotated]) == (S.DESYNCED, "bad_signature")
