@@ -305,6 +305,9 @@ class Tailer(ServiceThread):
                 self._ignored["no_did"] += 1
             else:
                 self._events[kind] += 1
+                if time_us is not None and time_us > now_us:
+                    # A producer's word, and the cursor's time is stored: one from the future would hide every hole after a start.
+                    head = head._replace(time_us=now_us)
                 self._put(message, head, did, now)
             if len(actions) > 1:
                 self._do(actions[1:], None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -162,6 +163,16 @@ def test_a_hole_is_told_before_any_event_behind_it_is_delivered(server: RudeServ
         seen.wait_for(529)
         assert seen.incidents() == ["hole"]
         assert seen.order[0] == "IncidentFound"
+
+
+def test_a_time_from_the_future_is_that_of_the_reading_so_a_cursor_with_it_hides_no_hole(server: RudeServer) -> None:
+    began_us = int(time.time() * 1_000_000)
+    with watched(Upstream(server, sends(raw(event(1, time="9999-01-02T03:04:05.678Z")), raw(event(2))))) as seen:
+        seen.wait_for(2)
+        liar, honest = (each.time_us for each, _ in seen.events)
+        assert liar is not None
+        assert began_us <= liar <= int(time.time() * 1_000_000)
+        assert honest == 1704164645678000
 
 
 def test_events_of_nobody_and_unknown_kinds_are_skipped(server: RudeServer) -> None:
