@@ -384,12 +384,16 @@ class LiveRepo(LiveCore):
     # --- what others find out ---------------------------------------------------------------------------------------------
 
     def _newer_rev(self, rev: str) -> None:
+        if self.state in (S.SYNCED, S.ACTIVE) and any(rev <= proving for proving, _ in self._proving.values()):
+            # The stream has it already: look again when that is through. It is not heard yet: if that proves nothing, the next answer
+            # names the same rev, and must be news.
+            if rev > (self._flow.accepted.rev if self._flow.accepted else ""):
+                self._standing.mark_check("commit")
+            return
         self._hear(rev)
         if rev <= (self._flow.accepted.rev if self._flow.accepted else ""):
             return
         match self.state:
-            case S.SYNCED | S.ACTIVE if any(rev <= proving for proving, _ in self._proving.values()):
-                self._standing.mark_check("commit")  # the stream has it already: look again when that is through
             case S.SYNCED:
                 self._desync("newer_rev")
             case S.ACTIVE:

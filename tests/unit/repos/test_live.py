@@ -725,6 +725,16 @@ def test_a_newer_rev_that_the_stream_already_has_is_looked_at_again_later() -> N
     assert driven.repo.state is S.SYNCED
 
 
+def test_a_newer_rev_whose_frame_proves_nothing_is_news_to_the_next_check() -> None:
+    driven = Driven()
+    driven.feed(seen(11), e.NewerRev(rev=rev(11)), e.Invalid(seq=11, rev=rev(11), reason="invalid_proof"))
+    facts = driven.repo.facts
+    assert (facts.state, facts.check_due) == (S.SYNCED, "commit")
+    assert rev(11) > max(facts.rev or "", facts.rev_heard or ""), "what a check takes for news"
+    driven.feed(e.CheckAnswered(mark=driven.repo.check_mark), e.NewerRev(rev=rev(11)))
+    assert driven.repo.state is S.DESYNCED
+
+
 def test_a_removed_repo_lets_frames_pass_and_is_stored_no_more() -> None:
     driven = Driven()
     driven.prove(commit(11))
