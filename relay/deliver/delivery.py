@@ -192,12 +192,22 @@ class Delivery:
         with self._routing:
             is_taken = False
             address = self._router.sends(segment)
+            why = "failed_over" if segment.is_pinned else "home"
             try:
                 is_taken = self._senders[address].offer(segment)
             finally:
                 if not is_taken:
                     self._router.settled((segment,))
-            return is_taken
+        log.debug(
+            "segment_routed",
+            did=segment.did,
+            ingester=address,
+            reason=why,
+            lane=segment.lane.value,
+            rev=segment.rev,
+            taken=is_taken,
+        )
+        return is_taken
 
     def has_room(self, did: str, lane: Lane = Lane.BACKFILL) -> bool:
         """Would `offer` take a segment of this DID? When not, `on_room` is called once it would."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from relay.atproto.frames import SEQ_MAX
 from relay.atproto.nsid_filter import NsidFilter
 from relay.model import Identity, OpType, RepoState, Source
+from relay.observe.log import get_logger
 from relay.pb.encode import count_records, encode_account, encode_identity
 from relay.repos import live_events as e
 from relay.repos.buffer import LiveBuffer
@@ -28,11 +29,22 @@ from relay.runtime.crashpoint import CrashPoint, crash_point
 from relay.store.dead_letters import DeadLetter
 from relay.store.repos import RepoRow
 
+log = get_logger(__name__)
+
 Then = Callable[[RepoState | None], None]
 
 # Most of what the stream brings is of accounts that wrote a moment ago: their rows need no second question. 4 KB each.
 RESTING_KEPT = 20_000
 RESTING_S = 60.0  # ... and for so long at most: others (an operator, a listing) write rows too
+
+# What a machine counts is what it decided about a frame or a repo: the event of it at debug.
+_DECISIONS = {
+    "again": "repo_fetched_again",
+    "desyncs": "repo_desynced",
+    "dropped": "frame_dropped",
+    "invalid": "frame_refused",
+    "known": "frame_known",
+}
 
 
 class LivePiece:
@@ -154,6 +166,7 @@ class Keeper:
             self._count(resident.row, old, RepoState.ACTIVE)
             resident.counted = RepoState.ACTIVE
             self.hold(resident)
+            log.debug("repo_claimed", did=row.did, host=row.host, reason=row.reason, attempts=row.attempts)
             self.feed(resident, e.Claimed())
             residents.append(resident)
         return residents
@@ -382,7 +395,10 @@ class Keeper:
                     self.fetching.look_up(resident)
                 case e.Count():
                     self._note(effect.metric, effect.label)
-                case e.Desync() | e.FetchAgain() | e.CheckDue():
+                    log.debug(_DECISIONS[effect.metric], did=resident.did, host=resident.row.host, reason=effect.label)
+                case e.CheckDue():
+                    log.debug("repo_check_due", did=resident.did, host=resident.row.host, what=effect.what)
+                case e.Desync() | e.FetchAgain():
                     pass  # the row says it
         if behind is not None:
             self._events.appendleft((resident, e.IngesterBehind(token=behind), None))
