@@ -158,6 +158,10 @@ class Keeper:
         """Take rows that a claim has stored as active, whatever we thought of them. Each is held, for the caller."""
         residents = []
         for row in rows:
+            # Removed and tracked again while something is on its way: its machine answers nothing. Nobody attends to it, so it is released.
+            if self.is_busy(row.did) and self.residents[row.did].life.is_removed:
+                self._count(row, RepoState.PENDING, RepoState.ACTIVE)
+                continue
             resident = self._taken(row, identities.get(row.did))
             # It was pending in the database, and so it is counted, but for what we have put since and not heard of as stored.
             old = RepoState.PENDING

@@ -10,6 +10,7 @@ import pytest
 
 from relay.backfill.work import Stage
 from relay.model import Identity, RepoState
+from relay.repos import live_events as e
 from tests.unit.backfill.rehearsal import POLICY, SLOT_BYTES, Account, Rehearsal
 
 DID = "did:plc:" + "a" * 24
@@ -455,3 +456,21 @@ def test_a_car_slot_is_not_given_away_while_a_download_that_was_released_still_f
     stage.hear_child("fetch", 0)
     assert stage.pipeline.downloads.slots.in_use == 0
     assert not stage.pipeline.works
+
+
+def test_a_repo_that_is_tracked_again_is_fetched_when_what_was_on_its_way_before_has_landed(stage: Rehearsal) -> None:
+    account = Account(did=DID, host=HOST, pieces=3)
+    stage.add(account, state=RepoState.SYNCED, touched=True, next_attempt_at=0.0)
+    (resident,) = stage.keeper.take([copy.copy(stage.db[DID])])  # held: a frame of it is in hand
+    stage.keeper.others_wrote([DID])
+    stage.keeper.feed(resident, e.Removed())
+    stage.db[DID].state = RepoState.PENDING
+    stage.keeper.moved({(RepoState.SYNCED, RepoState.PENDING): 1}, of_batch=True)
+    settle(stage)
+    assert not stage.pipeline.works
+    assert stage.pipeline.unattended([DID]) == [DID]
+    stage.keeper.release(resident)
+    stage.db[DID].state = RepoState.PENDING
+    stage.keeper.moved({(RepoState.ACTIVE, RepoState.PENDING): 1}, of_batch=True)
+    settle(stage)
+    assert stage.db[DID].state is RepoState.SYNCED
