@@ -120,6 +120,8 @@ LIB   := $(DESTDIR)$(PREFIX)/lib/tradr-relay
 SHARE := $(DESTDIR)$(PREFIX)/share
 ETC   := $(DESTDIR)$(SYSCONFDIR)/tradr-relay
 UNITS := $(wildcard systemd/*.service)
+# Built from a copy: what root would leave in the checkout is in its owner's way afterwards.
+SOURCES := pyproject.toml setup.cfg README.md LICENSE config/config.yaml proto systemd relay
 IS_HERE   := test -z "$(DESTDIR)" && test "$$(id -u)" = 0
 IS_BOOTED := $(IS_HERE) && test -d /run/systemd/system
 
@@ -129,8 +131,9 @@ install:  ## the command, the services and their user on this machine (as root):
 	@echo "installing into $(DESTDIR)$(PREFIX): about half a minute"
 	@rm -rf $(LIB).new
 	@$(PYTHON) -m venv $(LIB).new
-	@$(LIB).new/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt $(PIP_ARGS) .
-	@rm -rf build
+	@mkdir $(LIB).new/src && tar --exclude=__pycache__ -cf - $(SOURCES) | tar -xf - --no-same-owner -C $(LIB).new/src
+	@$(LIB).new/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt $(PIP_ARGS) $(LIB).new/src
+	@rm -rf $(LIB).new/src
 	@sed -i '1s|^#!.*/python.*|#!$(PREFIX)/lib/tradr-relay/bin/python|' $$(grep -rIl '^#!.*/lib/tradr-relay.new/' $(LIB).new/bin)
 	@rm -rf $(LIB) && mv $(LIB).new $(LIB)
 	@$(LIB)/bin/python -m compileall -q $(if $(DESTDIR),-s $(DESTDIR)) -j 0 $(LIB)/lib

@@ -53,7 +53,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The root that it was installed into, as a packager does."""
     root = tmp_path_factory.mktemp("root")
+    before = sorted(checkout.rglob("*"))
     _make("install", checkout, root)
+    assert sorted(checkout.rglob("*")) == before, "root would have left something in the checkout"
     yield root
     shutil.rmtree(root)
 

@@ -43,3 +43,13 @@ def test_the_manager_hears_of_start_work_and_end(scene: Scene, manager: socket.s
     assert hears("STOPPING=1")
     assert heard.count("READY=1") == 1
     assert heard.index("READY=1") < heard.index("STOPPING=1")
+
+
+def test_a_hang_that_the_manager_ends_leaves_the_stack_of_every_thread(scene: Scene, manager: socket.socket) -> None:
+    program = scene.start("run", "--no-progress", env={"NOTIFY_SOCKET": manager.getsockname()})
+    program.wait_for_line("^metrics: ")
+    os.kill(program.pid, signal.SIGABRT)  # what systemd sends when the watchdog was not fed
+    assert program.wait() == -signal.SIGABRT
+    said = "\n".join(program.err)
+    assert "Fatal Python error: Aborted" in said
+    assert "relay/supervisor/session.py" in said
