@@ -20,6 +20,8 @@ from relay.observe.status import StatusSnapshot
 
 _LATE_S = 10.0  # a stream whose newest event is older than this stands out
 _RELOAD_S = 5
+# Of a repo: what somebody who searches for it wants to know first.
+_FIRST = ("state", "reason", "last_error", "host", "attempts", "next_attempt_at", "rev", "records", "synced_at", "acknowledged", "sent")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,18 +188,25 @@ def _found(search: Search | None) -> str:
     if search is None:
         return ""
     body = f'<p class="bad">{escape(search.problem)}</p>' if search.story is None else _story(search.story)
-    return f'<section id="found"><h2>{escape(search.did)}</h2>{body}<a href="/">Close</a></section>'
+    return f'<section id="found"><h2>{escape(search.did)}</h2>{body}<p><a href="/">Close</a></p></section>'
 
 
 def _story(story: Mapping[str, object]) -> str:
-    """Return facts as a list, then each list of objects as a table of its own."""
-    facts, lists = [], []
-    for name, value in story.items():
-        if isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
-            lists.append(_listed(name, [each for each in value if isinstance(each, Mapping)]))
-        elif name != "did":
-            facts.append(f"<dt>{escape(name)}</dt><dd>{escape(_text(value))}</dd>")
-    return f"<dl>{''.join(facts)}</dl>{''.join(lists)}"
+    """Return what is asked most, then each list of objects as a table of its own, then the rest, folded."""
+    lists = {name: _objects(value) for name, value in story.items() if _objects(value)}
+    others = [name for name in story if name not in _FIRST and name not in lists and name != "did"]
+    tables_ = "".join(_listed(name, entries) for name, entries in lists.items())
+    first = _facts(story, [name for name in _FIRST if name in story])
+    return f'{first}{tables_}<details id="all"><summary>Everything</summary>{_facts(story, others)}</details>'
+
+
+def _facts(story: Mapping[str, object], names: Iterable[str]) -> str:
+    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(_text(story[name], name))}</dd>" for name in names)
+    return f"<dl>{items}</dl>"
+
+
+def _objects(value: object) -> list[Mapping[str, object]]:
+    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
 
 
 def _listed(name: str, entries: Sequence[Mapping[str, object]]) -> str:
@@ -205,15 +214,15 @@ def _listed(name: str, entries: Sequence[Mapping[str, object]]) -> str:
     return table(name, heads, [[_text(entry.get(head)) for head in heads] for entry in entries])
 
 
-def _text(value: object) -> str:
+def _text(value: object, name: str = "") -> str:
     if value is None or value == "":
         return words.UNKNOWN
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
-        return words.count(value)
+        return str(value) if name.endswith("_us") else words.count(value)
     if isinstance(value, list):
-        return ", ".join(str(each) for each in value) or words.UNKNOWN
+        return ", ".join(str(each) for each in value) or ("all collections" if name == "covers" else words.UNKNOWN)
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_text(each)}" for name, each in value.items())
+        return ", ".join(f"{name} {_text(each, name)}" for name, each in value.items())
     return str(value)

@@ -177,3 +177,26 @@ def test_what_is_open_stands_above_everything() -> None:
     assert "1 of 2 ingesters away" in top
     assert "there:2" in top
     assert ">over<" not in top
+
+
+def test_a_story_begins_with_the_state_and_its_history_and_folds_the_rest() -> None:
+    story: dict[str, object] = {
+        "did": "did:plc:a", "covers": [], "state": "failed", "reason": "host_down", "last_error": None,
+        "status_told": {"active": True, "time_us": 1_795_478_859_362_000}, "tracked": True, "records": 1_234,
+        "history": [{"at": "2026-11-24T00:07:53.000Z", "state": "failed", "attempts": 1},
+                    {"at": "2026-11-24T00:07:52.000Z", "state": "pending", "reason": "active_again"}],
+        "dead_letters": [],
+    }  # fmt: skip
+    page = render_page(
+        StatusSnapshot(instance="a", phase=Phase.RUNNING), search=Search(did="did:plc:a", story=story)
+    ).decode()
+    found = page[page.index('id="found"') : page.index('id="live"')]
+    places = [
+        found.index(text)
+        for text in ("<dd>failed</dd>", "<dd>host_down</dd>", "<dd>1,234</dd>", "active_again", "Everything", "time_us")
+    ]
+    assert places == sorted(places)
+    assert "<dt>covers</dt><dd>all collections</dd>" in found
+    assert "<dd>active yes, time_us 1795478859362000</dd>" in found
+    assert "<dt>dead_letters</dt><dd>-</dd>" in found
+    assert "2026-11-24 00:07:53" in found
