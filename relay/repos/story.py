@@ -50,7 +50,7 @@ def story_lines(story: Story) -> Iterator[str]:
     for name, value in entry.items():
         if name not in ("did", "tracked", "history", "dead_letters", "dead_letter_count", "incidents"):
             yield f"  {name:<18} {_text(value)}"
-    yield "  history            " + ("" if story.history else "nothing out of the ordinary")
+    yield "  history" if story.history else f"  {'history':<18} nothing out of the ordinary"
     yield from (f"    {_note_line(note)}" for note in story.history)
     if story.letter_count:
         shown = (
@@ -140,5 +140,6 @@ def _text(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(str(each) for each in value) or "all collections"
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_text(each)}" for name, each in value.items())
+        known = {name: each for name, each in value.items() if each is not None and each != ""}
+        return ", ".join(f"{name} {_text(each)}" for name, each in known.items()) or words.UNKNOWN
     return str(value)

@@ -88,5 +88,14 @@ def test_the_lines_tell_everything_and_say_so_when_nothing_happened() -> None:
     assert "dead letters" not in quiet
 
 
+def test_no_line_ends_in_a_space_and_what_is_not_known_of_a_part_is_left_out() -> None:
+    lines = list(story_lines(FULL)) + list(story_lines(QUIET))
+    assert [line for line in lines if line != line.rstrip()] == []
+    (acknowledged,) = [
+        line for line in story_lines(replace(QUIET, row=replace(ROW, shard=None))) if "acknowledged" in line
+    ]
+    assert acknowledged.split() == ["acknowledged", "lane", "backfill,", "rev", "3kb,", "at", f"{RFC}.000Z"]
+
+
 def test_a_removed_repo_is_marked_in_its_first_line() -> None:
     assert next(story_lines(replace(QUIET, row=replace(ROW, tracked=False)))).endswith("not tracked any more)")
