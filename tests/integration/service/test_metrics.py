@@ -144,6 +144,24 @@ def _costs_are_the_kernels(program: Program, address: str) -> None:
     assert page.total("python_gc_collections_total") > 0
 
 
+def test_a_record_of_the_stream_that_was_refused_is_not_one_that_was_delivered(make_scene: MakeScene) -> None:
+    scene = make_scene(accounts=4, hosts=1, inactive_share=0.0)
+    scene.backfill("--all")
+    scene.ingester(None, "reject-match=^CREATE .* app.bsky.feed.(like|post)/")
+    program = scene.start("tail")
+    wait_until(lambda: status(scene)["firehose"]["connected"], f"the stream: {program}")
+    address = address_of(program, scene)
+    written = scene.network.write(30)
+    newest = scene.network.log.newest_seq
+    wait_until(lambda: (status(scene)["firehose"]["cursor"] or 0) >= newest, "the cursor behind what was written")
+    letters = scene.letters()
+    assert letters, "nothing was refused: this proves nothing"
+    delivered = written.creates + written.updates - len(letters)
+    wait_until(lambda: _Page(address).by("relay_dead_letters_total", "reason") == {"rejected": len(letters)}, "all")
+    assert _Page(address).total("relay_records_delivered_total") == delivered
+    end(program)
+
+
 def test_a_hostile_network_adds_no_label(make_scene: MakeScene) -> None:
     scene = make_scene(accounts=16, hosts=8, inactive_share=0.0)
     dids = scene.network.dids()

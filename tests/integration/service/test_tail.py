@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tests.integration.backfill.conftest import MakeScene
 from tests.integration.backfill.scene import Scene
-from tests.integration.service.conftest import end, status, until_equal
+from tests.integration.service.conftest import address_of, end, get, status, until_equal
 from tests.support.processes import Program
 from tests.support.waiting import wait_until
 
@@ -39,6 +39,8 @@ def test_without_a_cursor_it_starts_live_and_compares(make_scene: MakeScene) -> 
     assert len(fetched) < 5, "what has not changed is not fetched (writers have repos fetched too: #sync, migrations)"
     (incident,) = status(scene)["incidents"]
     assert (incident["kind"], bool(incident["at"]), bool(incident["text"])) == ("no_cursor", True, True)
+    page = get(address_of(program, scene), "/metrics")[1]
+    assert 'relay_incidents_total{kind="no_cursor"} 1.0\n' in page
     end(program)
 
 
