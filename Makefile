@@ -149,7 +149,8 @@ install:  ## the command, the services and their user on this machine (as root):
 	@install -D -m 0644 systemd/sysusers.conf $(DESTDIR)$(SYSTEMD)/sysusers.d/tradr-relay.conf
 	@if $(IS_HERE); then systemd-sysusers $(SYSTEMD)/sysusers.d/tradr-relay.conf || { echo "no user was made: useradd --system tradr-relay"; exit 1; }; fi
 	@install -d -m 0755 $(ETC)
-	@for file in config/config.yaml systemd/environment systemd/ingester.environment; do \
+	@sed -i 's|^  data_dir: "" *|  data_dir: /var/lib/tradr-relay |' $(LIB)/share/tradr-relay/config.yaml
+	@for file in $(LIB)/share/tradr-relay/config.yaml systemd/environment systemd/ingester.environment; do \
 	  test -e $(ETC)/$${file##*/} || install -m 0640 $$file $(ETC)/$${file##*/} || exit 1; \
 	  if $(IS_HERE); then chgrp tradr-relay $(ETC)/$${file##*/} || exit 1; fi; done
 	@if $(IS_BOOTED); then systemctl daemon-reload; fi

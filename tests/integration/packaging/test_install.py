@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from relay.config.load import load
 from tests.support.processes import ROOT
 
 PIP_ARGS = "--no-index --no-deps --no-build-isolation"
@@ -101,6 +102,13 @@ def test_no_installed_script_names_the_folder_it_was_made_in(installed: Path) ->
     for script in (installed / "opt/relay/lib/tradr-relay/bin").iterdir():
         if script.is_file() and not script.is_symlink() and not script.name.lower().startswith("activate"):
             assert str(installed) not in script.read_text("utf-8").splitlines()[0], script
+
+
+def test_commands_look_for_the_state_where_the_service_keeps_it(installed: Path) -> None:
+    loaded = load(installed / "etc/tradr-relay/config.yaml", {})
+    assert loaded.settings.relay.data_dir == "/var/lib/tradr-relay"
+    unit = (installed / "etc/systemd/system/tradr-relay.service").read_text()
+    assert "Environment=DATA_DIR=/var/lib/tradr-relay\n" in unit
 
 
 def test_the_configuration_is_for_the_service_and_for_nobody_else(installed: Path) -> None:
