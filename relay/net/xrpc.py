@@ -285,9 +285,14 @@ def _cursor(response: GuardedResponse, body: dict[str, Any]) -> str | None:
         cursor = str(cursor)
     if cursor is None or cursor == "":
         return None
-    if not isinstance(cursor, str) or len(cursor) > CURSOR_CHARS or "\0" in cursor:
+    if not isinstance(cursor, str) or len(cursor) > CURSOR_CHARS or not _is_sendable(cursor):
         raise _bad(response, f"a page whose cursor is not a text of at most {CURSOR_CHARS} characters")
     return cursor
+
+
+def _is_sendable(text: str) -> bool:
+    """JSON may spell what is no text: half a surrogate pair goes into no URL and no row, and a NUL into no row."""
+    return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _listed_repo(entry: Any) -> ListedRepo | None:

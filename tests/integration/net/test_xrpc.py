@@ -106,6 +106,7 @@ def test_a_page_without_a_cursor_is_the_last_one_however_it_is_absent(server: Ru
         {"repos": [], "cursor": []},
         {"repos": [], "cursor": "x" * 5000},
         {"repos": [], "cursor": "\0"},
+        {"repos": [], "cursor": "5\ud800"},
         b"<html>",
     ],
 )
