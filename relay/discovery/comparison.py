@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final, assert_never
 
-from relay.atproto.syntax import parse_tid, tid_time_us
+from relay.atproto.syntax import make_tid, parse_tid, tid_time_us
 from relay.model import RepoState
 from relay.net.xrpc import ListedRepo
 from relay.store.reconcile import Candidate, StoredRepo, Stream
@@ -79,6 +79,16 @@ def _differs_inactive(stored: StoredRepo, listed: Candidate) -> bool:
 
 def _heard(stored: StoredRepo, listed: Candidate) -> Verdict:
     return Verdict.HEARD if listed.rev is not None and listed.rev > (stored.rev_heard or "") else Verdict.SAME
+
+
+def latest_rev(now: float) -> str:
+    """Return the greatest rev that may be true at wall time `now` (seconds)."""
+    return make_tid(int(now * 1_000_000) + FUTURE_US, 1023)
+
+
+def believed(rev: str | None, latest: str) -> str | None:
+    """Return a listed rev, or None for one above `latest`: remembered as heard, every copy of its repo would be older."""
+    return None if rev is not None and rev > latest else rev
 
 
 def listed_by(host: str, entries: Collection[ListedRepo], now: float) -> tuple[list[Candidate], int]:

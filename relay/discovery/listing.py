@@ -12,6 +12,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
+from relay.discovery.comparison import believed, latest_rev
 from relay.discovery.pages import PagePolicy, PageReader
 from relay.discovery.paging import MAX_HOSTS, AskRepos, list_hosts, turn_pages
 from relay.discovery.progress import DiscoveryProgress, ProgressCounter
@@ -264,7 +265,8 @@ class Enumeration:
                     finished_at=self._clock.now() if turn.is_last else None,
                     error=None,
                 )
-                entries = [Discovered(did=repo.did, rev=repo.rev, active=repo.active) for repo in page.repos]
+                latest = latest_rev(self._clock.now())
+                entries = [Discovered(did=r.did, rev=believed(r.rev, latest), active=r.active) for r in page.repos]
                 self._store(entries, named=False, listing=listing)
                 self._progress.add(pages=1)
                 if not turn.is_last:

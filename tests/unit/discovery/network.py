@@ -86,6 +86,7 @@ class MemorySink:
 
     def __init__(self) -> None:
         self.dids: dict[str, bool] = {}
+        self.revs: dict[str, str | None] = {}
         self.listings: dict[tuple[str, str, str], Listing] = {}
         self.before_take: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
@@ -96,6 +97,7 @@ class MemorySink:
     def take(self, entries: Sequence[Discovered], *, named: bool, listing: Listing | None) -> int:
         with self._lock:
             self.before_take()
+            self.revs.update((entry.did, entry.rev) for entry in entries)
             new = [entry.did for entry in entries if entry.did not in self.dids]
             self.dids.update(dict.fromkeys(new, named))
             if listing is not None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from relay.atproto.syntax import make_tid
 from relay.discovery.listing import KIND_COLLECTION, KIND_HOSTS, KIND_REPOS, Enumeration
 from relay.discovery.pages import PagePolicy
 from relay.errors import StoreAway, StoreFenced
@@ -276,6 +278,20 @@ def test_a_stored_cursor_that_the_host_refuses_begins_again() -> None:
     assert enumeration(network, sink).enumerate_hosts([origin("a")]).is_complete
     assert refused == 1
     assert set(sink.dids) == set(dids("a", 6))
+
+
+def test_a_rev_from_the_future_is_not_remembered_and_its_repo_is_listed_all_the_same() -> None:
+    network = FakeNetwork({origin("a"): dids("a", 2)}, page_size=2)
+    now_us = int(time.time() * 1_000_000)
+    honest, future = make_tid(now_us, 0), make_tid(now_us + 3_600_000_000, 0)
+
+    def claim(page: RepoPage, name: str, cursor: str | None) -> RepoPage:
+        return replace(page, repos=[replace(page.repos[0], rev=future), replace(page.repos[1], rev=honest)])
+
+    network.reshape = claim
+    sink = MemorySink()
+    assert enumeration(network, sink).enumerate_hosts([origin("a")]).is_complete
+    assert list(sink.revs.items()) == list(zip(dids("a", 2), [None, honest], strict=True))
 
 
 def test_malformed_entries_are_counted() -> None:
