@@ -70,4 +70,6 @@ def test_a_search_tells_a_repos_story_and_of_what_is_no_did_or_not_known(make_sc
         assert "This is not a DID" in page
         assert "<script>alert" not in page
     assert scene.counts() == {"synced": 3}
-    end(program)
+    told = end(program)
+    for text in ("stopped after ", "  fetched      3 repos", "  repos        3 synced", "  the next start goes on"):
+        assert text in told
