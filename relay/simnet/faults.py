@@ -291,7 +291,7 @@ def bad_answer(fault: Fault) -> Response | None:
         case FaultKind.RESET:
             return Response(reset=True)
         case FaultKind.REDIRECT:
-            target = fault.text or "http://169.254.169.254/latest/meta-data"
+            target = fault.text or "http://127.0.0.1:1/latest/meta-data"
             return Response(status=302, headers=(("Location", target),))
         case FaultKind.OVERSIZE:
             return Response(body=_endless_car(fault.bytes or 4 << 30), content_type="application/vnd.ipld.car")

@@ -246,7 +246,7 @@ def test_wrong_answers(simnet: SimNetwork, get: Get, fault: Fault, status: int, 
 
 def test_a_redirect_leads_to_a_private_address(simnet: SimNetwork, get: Get) -> None:
     answer = _fail(simnet, get, Fault(kind=FaultKind.REDIRECT))
-    assert (answer.status_code, answer.headers["Location"]) == (302, "http://169.254.169.254/latest/meta-data")
+    assert (answer.status_code, answer.headers["Location"]) == (302, "http://127.0.0.1:1/latest/meta-data")
 
 
 @pytest.mark.parametrize("kind", [FaultKind.CUT, FaultKind.RESET])
