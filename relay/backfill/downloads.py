@@ -27,7 +27,11 @@ class Downloads:
         send: Callable[[FetchRepo], int | None],
         *,
         parallel: int,
+        waits: Callable[[str], bool] = lambda _did: False,
     ) -> None:
+        """`waits(did)`: its ingester is behind; `unwanted` has those that were not started for that, the owner takes them out."""
+        self._waits = waits
+        self.unwanted: list[Work] = []
         self._hosts, self.slots, self._send, self._parallel = hosts, slots, send, parallel
         self._queues: OrderedDict[str, deque[Work]] = OrderedDict()  # hosts take turns
         self.running: dict[int, Work] = {}
@@ -77,6 +81,11 @@ class Downloads:
                     if wait_s > 0 and (soonest is None or now + wait_s < soonest):
                         soonest = now + wait_s
                     break
+                if self._waits(queue[0].did):
+                    self._hosts.not_started(host)
+                    self.queued -= 1
+                    self.unwanted.append(queue.popleft())
+                    continue
                 if not self._start(queue.popleft(), now):
                     return soonest
             if not queue:

@@ -42,6 +42,7 @@ from relay.store.repos import RepoRow
 log = get_logger(__name__)
 
 RESOLVES_IN_FLIGHT = 64
+BEHIND_S = 5.0  # how long a repo waits in the database whose ingester is behind
 WORKER_BASE_S = 60.0
 WORKER_BYTES_PER_S = 1_000_000  # a worker that is slower than this hangs
 MOVED = frozenset({"repo_not_found", "deactivated", "deleted"})  # may only mean that the account lives elsewhere now
@@ -86,6 +87,7 @@ class Pipeline:
         copied: Callable[[int, int], None],
         spool_dir: Path,
         metrics: Metrics,
+        waits: Callable[[str], bool] = lambda _did: False,
     ) -> None:
         self._spool_dir, self._metrics = spool_dir, metrics
         self._keeper, self._children, self._hosts, self._clock = keeper, children, hosts, clock
@@ -97,7 +99,9 @@ class Pipeline:
         self._accepting = True
         self._claiming = 0  # direct claims that are not stored yet
         self.resolves = ResolveQueue(children.send_fetch, directory, in_flight=RESOLVES_IN_FLIGHT)
-        self.downloads = Downloads(hosts, SlotAccount(range(cars.slots)), children.send_fetch, parallel=parallel)
+        self.downloads = Downloads(
+            hosts, SlotAccount(range(cars.slots)), children.send_fetch, parallel=parallel, waits=waits
+        )
         self.seats = WorkerSeats(worker_seats, operations.slots // worker_seats, children.send_worker)
         self.snapshots = Snapshots(
             keeper,
@@ -338,6 +342,11 @@ class Pipeline:
             for work in self.downloads.release_host(host):
                 work.row.next_attempt_at = self._clock.now() + wait_s
                 self._endings.release(work, work.identity)
+        # Nor may an ingester that is behind hold the places, and the slots, of others.
+        unwanted, self.downloads.unwanted = self.downloads.unwanted, []
+        for work in unwanted:
+            work.row.next_attempt_at = self._clock.now() + BEHIND_S
+            self._endings.release(work, work.identity)
 
     def look_for_stuck_children(self) -> None:
         """A job that takes longer than any job may: its child hangs and is killed, and its death is handled as any other."""

@@ -229,6 +229,17 @@ class Delivery:
         sender = self._senders.get(address)
         return sender is not None and sender.look()[0]
 
+    def is_behind(self, did: str) -> bool:
+        """Has the ingester of a DID so much to take already that its backfill should wait, while another one has not?"""
+        with self._routing:
+            address, failed_over = self._router.address_of(did), self._router.failed_over
+            sender = self._senders[address]
+        return sender.is_behind and any(
+            each.look()[0] and not each.is_behind
+            for each in self._senders.values()
+            if each is not sender and each.address not in failed_over
+        )
+
     def is_anybody_there(self) -> bool:
         """Can anything be acknowledged?"""
         return any(sender.look()[0] for sender in self._senders.values())

@@ -11,6 +11,7 @@ from relay.model import Lane
 BYTES_PER_OPERATION = 1024  # an average operation is a third of this; bounds the bytes of a queue of large records
 BACKFILL_SHARE_OF_QUEUE = 0.5  # backfill always has something to send; it must not take the room of live operations
 RELIEF = 0.75
+BEHIND_SHARE_OF_QUEUE = 0.125
 
 
 class Lanes:
@@ -59,6 +60,14 @@ class Lanes:
         elif self._own_operations == self._own_backfill_operations:
             return True
         return self._own_operations < self.limit_operations and self.bytes - self._adopted_bytes < self.limit_bytes
+
+    @property
+    def is_behind(self) -> bool:
+        """Does so much of the backfill wait that no more should be begun? What is in work by then has to find room as well."""
+        return (
+            self.backfill_operations >= self.limit_operations * BEHIND_SHARE_OF_QUEUE
+            or self._backfill_bytes >= self.limit_bytes * BEHIND_SHARE_OF_QUEUE
+        )
 
     def is_relieved(self, lane: Lane) -> bool:
         """Is there room for more than one segment? Whoever was refused is told then, and not for each piece that leaves."""

@@ -126,6 +126,12 @@ class Sender(ServiceThread):
                 self._writer.notify()
         return True
 
+    @property
+    def is_behind(self) -> bool:
+        """Should nothing more of the backfill be begun for it?"""
+        with self._lock:
+            return self._outbox.lanes.is_behind
+
     def has_room(self, lane: Lane) -> bool:
         with self._lock:
             if self._outbox.lanes.has_room(lane):

@@ -39,6 +39,17 @@ class DeliveryOutlet:
         copied: Callable[[], None] | None,
     ) -> bool:
         assert self.delivery is not None
+        if copied is not None and self.delivery.is_behind(did):
+            # What waits for a slow ingester must not hold the slots that others need: its queue bounds these copies.
+            if not self.delivery.has_room(did):
+                return False
+            payload, free = bytes(payload), copied
+            if not self.offer(
+                did=did, rev=rev, lane=lane, payload=payload, operations=operations, token=token, copied=None
+            ):
+                return False
+            free()
+            return True
         return self.delivery.offer(
             Segment(
                 did=did,

@@ -157,6 +157,7 @@ class Machine:
             copied=self._copied,
             spool_dir=spool_dir,
             metrics=metrics,
+            waits=self.delivery.is_behind,
         )
         self.scheduler = Scheduler(
             pipeline=self.pipeline,

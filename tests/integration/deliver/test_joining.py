@@ -186,3 +186,26 @@ def test_joining_and_leaving_under_load_loses_nothing_and_keeps_the_order(strang
                 settle(owner)
         owner.drain()
         owner.check(strangers[0].stored, exactly_once=True)
+
+
+def test_an_ingester_that_is_behind_is_told_of_while_another_one_is_not(strangers: list[Stranger]) -> None:
+    slow, fast, _ = strangers
+    gate = threading.Event()
+    slow.answer = late(gate)
+    with Owner(slow.address, fast.address, queue_operations=400) as owner:
+        mine = next(did for did in DIDS if owner.delivery.address_of(did) == slow.address)
+        other = next(did for did in DIDS if owner.delivery.address_of(did) == fast.address)
+        owner.await_health(fast.address, True, "")
+        number = 0
+        while not owner.delivery.is_behind(mine):
+            owner.offer(mine, range(number, number + 20))
+            number += 20
+        assert owner.delivery.has_room(mine), "what is in work by then has a place"
+        assert not owner.delivery.is_behind(other)
+        fast.answer = late(gate)
+        while not owner.delivery.is_behind(other) and owner.delivery.is_behind(mine):
+            owner.offer(other, range(number, number + 20))
+            number += 20
+        assert not owner.delivery.is_behind(mine), "where all are behind, nobody takes the others' places"
+        gate.set()
+        owner.drain()

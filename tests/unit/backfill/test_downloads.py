@@ -84,6 +84,19 @@ def test_without_a_child_nothing_is_lost_and_no_slot_or_connection_is_held() -> 
     assert downloads.of_seat(1) == [first]
 
 
+def test_works_whose_ingester_is_behind_are_given_back_and_take_nothing_from_the_others() -> None:
+    children, gate = Children(), HostGate(HostTable(POLICY), ManualClock())
+    behind = {"did:plc:1", "did:plc:2"}
+    downloads = Downloads(gate, SlotAccount(range(3)), children.send, parallel=1, waits=behind.__contains__)
+    works = [work(number, "h") for number in (1, 2, 3)]
+    for each in works:
+        downloads.add(each)
+    downloads.pump(0.0)
+    assert downloads.unwanted == works[:2]
+    assert [message.did for message in children.sent] == ["did:plc:3"]
+    assert (downloads.queued, downloads.slots.in_use, gate.snapshot()[0].in_flight) == (0, 1, 1)
+
+
 def test_a_host_that_is_given_up_gives_its_works_back_and_only_its() -> None:
     downloads, children, _ = made()
     gone, other = work(1, "gone"), work(2, "other")
