@@ -28,8 +28,8 @@ input { flex: 1; min-width: 8rem; font: inherit; padding: .3rem .6rem; border: 1
 button { font: inherit; padding: .3rem .9rem; border: 1px solid var(--line); border-radius: .4rem; background: var(--card);
   color: inherit; cursor: pointer; }
 main { display: grid; gap: .9rem; padding-top: 0; }
-section, section section { margin: .6rem 0; }
-.notice { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .8rem 1rem; min-width: 0; }
+section, .notice { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .8rem 1rem; min-width: 0; }
+section section { margin: .6rem 0; }
 .notice { border-left: .3rem solid var(--warn); } .notice.open { border-left-color: var(--bad); }
 .numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .9rem; }
 .numbers section { padding: .6rem .9rem; } .numbers b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
