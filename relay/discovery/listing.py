@@ -110,6 +110,7 @@ class Enumeration:
         self._progress = ProgressCounter()
         self._lock = threading.Lock()
         self._known: dict[tuple[str, str, str], Listing] = {}
+        self._upstream: str | None = None  # may speak for any host
         self._failed: list[FailedListing] = []
 
     # --- from any thread --------------------------------------------------------------------------------------------
@@ -215,6 +216,7 @@ class Enumeration:
             self._list_repos(KIND_COLLECTION, origin, collection, ask)
 
     def _list_network(self, upstream: str) -> None:
+        self._upstream = upstream
         listed: set[str] = set()
         for _ in range(MAX_ROUNDS):
             new = [origin for origin in self._hosts_of(upstream) if origin not in listed and origin != upstream]
@@ -253,6 +255,7 @@ class Enumeration:
             return
         if listing is None:
             listing = Listing(kind=kind, host=host, param=param, batch=self._batch, started_at=self._clock.now())
+        speaker = None if kind == KIND_COLLECTION or host == self._upstream else host
         try:
             for turn in turn_pages(self._reader, host, ask, listing.cursor):
                 page = turn.page
@@ -266,7 +269,10 @@ class Enumeration:
                     error=None,
                 )
                 latest = latest_rev(self._clock.now())
-                entries = [Discovered(did=r.did, rev=believed(r.rev, latest), active=r.active) for r in page.repos]
+                entries = [
+                    Discovered(did=r.did, rev=believed(r.rev, latest), active=r.active, host=speaker)
+                    for r in page.repos
+                ]
                 self._store(entries, named=False, listing=listing)
                 self._progress.add(pages=1)
                 if not turn.is_last:

@@ -87,11 +87,15 @@ class RepoRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Discovered:
-    """What a listing (or the operator) says of a DID: its rev and whether it is active, each None when it does not say."""
+    """What a listing (or the operator) says of a DID: its rev and whether it is active, each None when it does not say.
+
+    `host`: the origin of the PDS that lists it; None: somebody who may speak for any host (the upstream, the operator).
+    """
 
     did: str
     rev: str | None = None
     active: bool | None = None
+    host: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +150,8 @@ def upsert_discovered(
     Of several entries of one DID the greatest rev and the last word on `active` count. Known rows: `rev_heard` rises, `batch` is set;
     synced with a greater rev -> pending (newer_rev), without a rev -> check 'commit', not active -> check 'status'; failed and
     quarantined -> pending with no attempts used (discovered when the host is unknown); inactive and listed as active -> pending,
-    listed without a status -> check 'status'. Others keep their state. Removed rows: only when `named` tracked again, else ignored.
+    listed without a status -> check 'status'. Others keep their state. A host that is not the repo's own is believed nothing of a synced
+    one: a greater rev there has its own host asked (check 'commit'). All entries are of one listing. Removed rows: only when `named` tracked again, else ignored.
     """
     merged: dict[str, Discovered] = {}
     for entry in entries:
@@ -154,7 +159,7 @@ def upsert_discovered(
         if known is not None:
             revs = [rev for rev in (known.rev, entry.rev) if rev is not None]
             active = entry.active if entry.active is not None else known.active
-            entry = Discovered(did=entry.did, rev=max(revs, default=None), active=active)
+            entry = Discovered(did=entry.did, rev=max(revs, default=None), active=active, host=entry.host)
         merged[entry.did] = entry
     if not merged:
         return UpsertResult()
@@ -165,7 +170,7 @@ def upsert_discovered(
     transitions: Counter[tuple[RepoState | None, RepoState]] = Counter()
     if new:
         transitions[None, RepoState.DISCOVERED] = len(new)
-    left = [{"did": e.did, "rev": e.rev, "active": e.active} for e in ordered if e.did not in new]
+    left = [{"did": e.did, "rev": e.rev, "active": e.active, "host": e.host} for e in ordered if e.did not in new]
     if not left:
         return UpsertResult(new=len(new), transitions=transitions)
     cur.execute(_SQL["update_known"], {"rows": _json(left), "batch": batch, "named": named, "now": now})

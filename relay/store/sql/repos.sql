@@ -19,8 +19,8 @@ ON CONFLICT (did) DO NOTHING;
 -- Primary key. Locks in DID order; writes only what differs, so that listing again what is at rest costs no write.
 WITH known AS MATERIALIZED (
     SELECT r.did, r.state, r.reason, r.host, r.rev, r.rev_heard, r.check_due, r.covers, r.tracked, r.batch,
-           r.attempts, r.next_attempt_at, v.rev AS listed_rev, v.active
-    FROM json_to_recordset(%(rows)s) AS v (did text, rev text, active boolean)
+           r.attempts, r.next_attempt_at, v.rev AS listed_rev, v.active, coalesce(v.host <> r.host, false) AS is_foreign
+    FROM json_to_recordset(%(rows)s) AS v (did text, rev text, active boolean, host text)
     JOIN repo r ON r.did = v.did COLLATE "C"
     ORDER BY r.did
     FOR UPDATE OF r
@@ -28,7 +28,7 @@ WITH known AS MATERIALIZED (
     SELECT k.*, (k.tracked OR %(named)s) AS wanted,
         CASE
             WHEN NOT k.tracked THEN 'again'
-            WHEN k.state = 'synced' AND k.listed_rev COLLATE "C" > coalesce(k.rev, '') THEN 'newer'
+            WHEN k.state = 'synced' AND k.listed_rev COLLATE "C" > coalesce(k.rev, '') AND NOT k.is_foreign THEN 'newer'
             WHEN k.state IN ('quarantined', 'failed') THEN 'again'
             WHEN k.state = 'inactive' AND k.active THEN 'again'
             ELSE 'keep'
@@ -40,6 +40,8 @@ WITH known AS MATERIALIZED (
              WHEN NOT tracked OR host IS NULL THEN 'discovered'
              ELSE 'pending' END AS new_state,
         CASE WHEN verdict <> 'keep' THEN check_due
+             WHEN state = 'synced' AND is_foreign
+                 THEN CASE WHEN listed_rev COLLATE "C" > coalesce(rev, '') THEN coalesce(check_due, 'commit') ELSE check_due END
              WHEN state = 'synced' AND NOT active THEN 'status'
              WHEN state = 'synced' AND listed_rev IS NULL THEN coalesce(check_due, 'commit')
              WHEN state = 'inactive' AND active IS NULL THEN 'status'
@@ -49,7 +51,7 @@ WITH known AS MATERIALIZED (
     UPDATE repo r
     SET state = d.new_state,
         reason = CASE d.verdict WHEN 'keep' THEN r.reason WHEN 'newer' THEN 'newer_rev' END,
-        rev_heard = greatest(r.rev_heard, d.listed_rev COLLATE "C"),
+        rev_heard = greatest(r.rev_heard, CASE WHEN NOT d.is_foreign THEN d.listed_rev COLLATE "C" END),
         check_due = d.new_check,
         attempts = CASE d.verdict WHEN 'keep' THEN r.attempts ELSE 0 END,
         next_attempt_at = CASE d.verdict WHEN 'keep' THEN r.next_attempt_at ELSE to_timestamp(%(now)s) END,
@@ -60,7 +62,7 @@ WITH known AS MATERIALIZED (
         updated_at = to_timestamp(%(now)s)
     FROM decided d
     WHERE r.did = d.did AND d.wanted
-      AND (d.verdict <> 'keep' OR d.new_check IS DISTINCT FROM r.check_due OR d.listed_rev COLLATE "C" > coalesce(r.rev_heard, '')
+      AND (d.verdict <> 'keep' OR d.new_check IS DISTINCT FROM r.check_due OR (d.listed_rev COLLATE "C" > coalesce(r.rev_heard, '') AND NOT d.is_foreign)
            OR coalesce(%(batch)s, r.batch) IS DISTINCT FROM r.batch)
 )
 SELECT state, new_state, tracked, wanted, new_check IS DISTINCT FROM check_due,

@@ -98,6 +98,16 @@ class TestDiscovered:
             NOW + 5,
         )
 
+    def test_a_host_that_is_not_the_repos_own_can_have_it_asked_and_no_more(self, database: Database) -> None:
+        before = put(database, synced(1))
+        listed = Discovered(did=did(1), rev="3kz", active=False, host="https://hostile.example")
+        assert discover(database, [listed]).transitions == {}
+        row = get(database, did(1))
+        assert (row.state, row.rev_heard, row.check_due) == (S.SYNCED, before.rev_heard, "commit")
+        discover(database, [replace(listed, rev="3ka")])
+        assert before.host is not None
+        assert discover(database, [replace(listed, host=before.host)]).requeued == 1
+
     @pytest.mark.parametrize("rev", ["3kb", "3ka"])
     def test_a_rev_that_is_not_greater_changes_nothing_but_the_batch(self, database: Database, rev: str) -> None:
         before = put(database, synced(1))

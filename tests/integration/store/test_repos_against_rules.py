@@ -37,12 +37,15 @@ listed = lists(
 )
 
 
-def expected(row: RepoRow, rev: str | None, active: bool | None, *, batch: int | None, named: bool) -> RepoRow | None:
-    """Return what becomes of a row that a listing names, None if it is ignored."""
+def expected(
+    row: RepoRow, rev: str | None, active: bool | None, speaker: str | None, *, batch: int | None, named: bool
+) -> RepoRow | None:
+    """Return what becomes of a row that a listing of `speaker` names, None if it is ignored."""
+    is_foreign = speaker is not None and row.host is not None and speaker != row.host
     if not row.tracked and not named:
         return None
     after = replace(row, tracked=True, batch=batch if batch is not None else row.batch)
-    if rev is not None:
+    if rev is not None and not is_foreign:
         after.rev_heard = max(rev, row.rev_heard or "")
     again = RepoState.PENDING if row.host else RepoState.DISCOVERED
     if not row.tracked:
@@ -54,6 +57,10 @@ def expected(row: RepoRow, rev: str | None, active: bool | None, *, batch: int |
     if row.state is RepoState.INACTIVE:
         return after if active is False else replace(after, check_due="status")
     assert row.state is RepoState.SYNCED
+    if is_foreign:
+        return (
+            replace(after, check_due=row.check_due or "commit") if rev is not None and rev > (row.rev or "") else after
+        )
     if rev is not None and rev > (row.rev or ""):
         return replace(after, state=again, reason="newer_rev", attempts=0, next_attempt_at=NOW)
     if active is False:
@@ -67,12 +74,19 @@ def expected(row: RepoRow, rev: str | None, active: bool | None, *, batch: int |
 @given(
     rows=dictionaries(sampled_from(DIDS), stored_rows, max_size=6),
     entries=listed,
+    speaker=sampled_from([None, "https://pds.example", "https://other.example"]),
     batch=none() | just(7),
     named=booleans(),
 )
 def test_a_listing_does_to_every_row_what_the_rules_say(
-    database: Database, rows: dict[str, RepoRow], entries: list[Discovered], batch: int | None, named: bool
+    database: Database,
+    rows: dict[str, RepoRow],
+    entries: list[Discovered],
+    speaker: str | None,
+    batch: int | None,
+    named: bool,
 ) -> None:
+    entries = [replace(entry, host=speaker) for entry in entries]
     with database.transaction("example") as cur:
         cur.execute("TRUNCATE repo")
         repos.upsert_discovered(
@@ -98,7 +112,7 @@ def test_a_listing_does_to_every_row_what_the_rules_say(
             assert (found.state, found.rev_heard, found.batch, found.host) == (RepoState.DISCOVERED, rev, batch, None)
             continue
         row = before[did]
-        becomes = expected(row, rev, active, batch=batch, named=named)
+        becomes = expected(row, rev, active, speaker, batch=batch, named=named)
         if becomes is None:
             ignored += 1
             becomes = row
