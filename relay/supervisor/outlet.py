@@ -94,7 +94,9 @@ class LiveLane:
 
     @property
     def is_blocked(self) -> bool:
-        """Shall no more be read: does something wait for an ingester that is there, or is none?"""
+        """Shall no more be read: is no ingester there, or does something wait for one that is?"""
+        if not self._delivery.is_anybody_there():
+            return True  # whatever were read would only wait, and repos that are being fetched would lose their places in the buffer
         if not self._owing:
             return self._count >= MOST_TOLD
         return self._delivery.is_full() or any(self._delivery.is_healthy(address) for address in self._owed_by)
