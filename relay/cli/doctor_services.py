@@ -19,9 +19,9 @@ from relay.net.http import Fetcher, FetchLimits, user_agent
 from relay.net.subscribe import Subscription
 from relay.net.xrpc import DidDirectory, Xrpc
 from relay.observe import words
-from relay.store import instances, migrate, partitions
+from relay.store import doctor, instances, migrate, partitions
 from relay.store.pool import Database
-from relay.store.statements import Cursor, load_statements, one
+from relay.store.statements import Cursor
 from relay.supervisor.wiring import operator_origins
 from relay.tail.envelope import ErrorHead, EventHead, InfoHead, Undecodable, parse_head
 
@@ -31,7 +31,6 @@ SILENT_S = 15.0  # an instance that has not shown itself for so long is gone
 SKEW_SEEN_S = 5.0
 SKEW_HARMS_S = 60.0  # revs and event times are compared with this clock
 NOBODY = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
-_SQL = load_statements("doctor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +64,7 @@ def check_database(settings: Settings) -> tuple[list[Finding], Known]:
                 findings.append(
                     warning("schema", f"migrations pending: {names}", "`db migrate`, or start: it applies them")
                 )
-                cur.execute(_SQL["may_create"])
-                if not one(cur)[0]:
+                if not doctor.may_create(cur):
                     findings.append(
                         problem("schema", "the account may not create tables", "GRANT CREATE ON SCHEMA public")
                     )
@@ -79,15 +77,11 @@ def check_database(settings: Settings) -> tuple[list[Finding], Known]:
 
 
 def _server(cur: Cursor, database: Database, settings: Settings) -> Iterator[Finding]:
-    cur.execute(_SQL["server"])
-    version, limit, reserved, own_limit, in_use, ours, is_recovering, is_read_only = one(cur)
-    yield ok("database", f"PostgreSQL {version} at {database.place}")
-    if is_recovering or is_read_only:
+    server = doctor.server(cur)
+    yield ok("database", f"PostgreSQL {server.version} at {database.place}")
+    if server.is_read_only:
         yield problem("database", "it is read only (a replica?)", "name the primary in database.dsn")
-    room = limit - reserved
-    if own_limit is not None and own_limit >= 0:
-        room = min(room, own_limit)
-    others = in_use - ours
+    room, others = server.connections_allowed, server.connections_of_others
     wanted = settings.database.max_open_conns + 2  # the lease's session, and a command beside the service
     text = f"{words.count(room)} connections allowed, {others} used by others, up to {wanted} by us"
     if others + wanted > room:

@@ -31,6 +31,7 @@ class LocalIngester:
         self._process = subprocess.Popen(
             [
                 sys.executable,
+                "-P",  # a folder named relay where we were started is not this program
                 "-m",
                 "relay.cli.main",
                 "ingester",

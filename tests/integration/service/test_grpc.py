@@ -149,6 +149,7 @@ def test_what_is_paused_stands_still_until_it_is_resumed(make_scene: MakeScene) 
     scene = make_scene(accounts=6, inactive_share=0.0)
     program = scene.start("run", "--log-level", "info")
     until_equal(scene, program, "all of it")
+    wait_until(lambda: scene.counts() == {"synced": 6}, "the last is told so")
     with channel_to(scene, program) as channel:
         admin = RelayAdminStub(channel)  # type: ignore[no-untyped-call]
         answers = admin.Status(pb.StatusRequest(interval_sec=0.5))
