@@ -5,12 +5,12 @@ from __future__ import annotations
 import hmac
 import threading
 from collections.abc import Callable
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import grpc
 
+from relay.config.addresses import is_loopback
 from relay.config.schema import GrpcSettings
 from relay.errors import ConfigError
 from relay.observe.log import get_logger
@@ -22,16 +22,6 @@ OPEN_METHODS = ("/ingester.v1.IngesterService/HealthCheck", "/grpc.health.v1.Hea
 _LEAST_TOKEN_CHARS = 16
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in the stubs only
-
-
-def is_loopback(host: str) -> bool:
-    """Whether nobody but this machine reaches an address that is listened on."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def load_token(settings: GrpcSettings) -> str | None:

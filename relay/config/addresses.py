@@ -6,6 +6,7 @@ Every function raises ValueError with a text that says what is wrong and what is
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 # What people paste from the protocol's documentation instead of the origin.
@@ -58,8 +59,13 @@ def format_host_port(host: str, port: int) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether listening on `host` reaches this machine only."""
-    return host == "localhost" or host == "::1" or (host.startswith("127.") and host.count(".") == 3)
+    """Tell whether nobody but this machine reaches an address that is listened on."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _parse(url: str, *, allowed_path: str | None) -> tuple[bool, str, str]:

@@ -5,14 +5,17 @@ Both functions speak of mistakes as (key, text); `load.py` adds the place.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 from relay.atproto.errors import AtprotoError
 from relay.atproto.nsid_filter import NsidFilter
-from relay.config.addresses import format_host_port, http_form, http_url, parse_host_port, ws_form
+from relay.config.addresses import format_host_port, http_form, http_url, is_loopback, parse_host_port, ws_form
 from relay.config.keys import KEYS
 from relay.config.values import show_value
+
+_DSN = re.compile(r"\s*(postgres(ql)?://|[a-z_]+\s*=)")
 
 
 def normalise(values: MutableMapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -24,6 +27,7 @@ def normalise(values: MutableMapping[str, Any]) -> Iterator[tuple[str, str]]:
         ("discovery.collection_host", http_form),
         ("identity.plc_url", http_url),
         ("ingesters", ingester_addresses),
+        ("database.dsn", _dsn),
         ("relay.name", _relay_name),
         ("http.contact", _header_text),
     )
@@ -60,9 +64,17 @@ def check_settings(values: MutableMapping[str, Any]) -> Iterator[tuple[str, str]
         yield "delivery.tls_cert", "needs delivery.tls_ca: without it ingesters are spoken to in plain text"
     if values["grpc.tls_client_ca"] and not values["grpc.tls_cert"]:
         yield "grpc.tls_client_ca", "needs grpc.tls_cert and grpc.tls_key: mutual TLS is TLS"
+    if values["grpc.host"] and not is_loopback(values["grpc.host"]) and not values["grpc.token_file"]:
+        yield "grpc.host", f"{values['grpc.host']} can be reached from other machines: calls need grpc.token_file then"
     for name in ("grpc.host", "metrics.host"):
         if not values[name] or "/" in values[name] or any(char.isspace() for char in values[name]):
             yield name, f"'{values[name]}' is not an address to listen on, as 127.0.0.1 or 0.0.0.0"
+
+
+def _dsn(text: str) -> str:
+    if text and not _DSN.match(text):
+        raise ValueError("expected postgresql://user:password@host:5432/name, or key=value pairs as libpq reads them")
+    return text
 
 
 def _patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from relay.config.values import IllTyped, from_text, in_range, show_value
 from relay.errors import ConfigError
 
 DEFAULT_PLACE = "default"
+SHORTEST_NEAR_MISS = 6  # shorter names of other programs are too often like one of ours
 USUAL_FILES = (Path("config/config.yaml"), Path("/etc/tradr-relay/config.yaml"))
 
 
@@ -251,7 +252,7 @@ def _near_misses(environ: Mapping[str, str]) -> list[str]:
     sections = tuple(sorted({name.split(".")[0].upper() + "_" for name in KEYS if "." in name}))
     found = []
     for variable in sorted(environ):
-        if variable not in known and variable.startswith(sections):
+        if variable not in known and (variable.startswith(sections) or len(variable) >= SHORTEST_NEAR_MISS):
             close = difflib.get_close_matches(variable, known, n=1, cutoff=0.9)
             if close:
                 found.append(f"environment {variable}: no such setting (did you mean {close[0]}?)")

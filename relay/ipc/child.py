@@ -52,15 +52,18 @@ def _run_without_a_name(server: Any) -> None:
     before = config.get("tempdir")
     # It would be started with the forkserver: most of the time in which a kill leaves the folder behind.
     multiprocessing.resource_tracker.ensure_running()
-    with tempfile.TemporaryDirectory(prefix="relay-") as folder:
-        config["tempdir"] = folder
+    with tempfile.TemporaryDirectory(prefix="relay-") as path:
+        folder = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        # By its descriptor too: a socket's address ends at 107 bytes, and TMPDIR may be longer.
+        config["tempdir"] = f"{_BY_DESCRIPTOR}{folder}"
         try:
             multiprocessing.forkserver.ensure_running()
+            address = server._forkserver_address
+            if address.startswith(config["tempdir"]):
+                server._forkserver_address = f"{_BY_DESCRIPTOR}{os.open(address, os.O_PATH | os.O_CLOEXEC)}"
         finally:
             config["tempdir"] = before
-        address = server._forkserver_address
-        if address.startswith(folder):
-            server._forkserver_address = f"{_BY_DESCRIPTOR}{os.open(address, os.O_PATH | os.O_CLOEXEC)}"
+            os.close(folder)
 
 
 def stop_forkserver() -> None:

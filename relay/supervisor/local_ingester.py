@@ -15,6 +15,7 @@ from relay.observe.log import get_logger
 log = get_logger(__name__)
 
 START_WITHIN_S = 30.0
+ROOT = Path(__file__).resolve().parents[2]  # where this program's modules are, wherever we were started
 
 
 class LocalIngester:
@@ -47,6 +48,7 @@ class LocalIngester:
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))},
             start_new_session=True,  # Ctrl-C is for us: it must outlive the flush
         )
         assert self._process.stdout is not None

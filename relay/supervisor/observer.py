@@ -220,11 +220,15 @@ class Observer:
             self.phase, self.reason = Phase.WAITING, f"database away: {self.store_away}"
         elif any(each.healthy for each in ingesters):
             self.phase = Phase.PAUSED if self.paused else Phase.RUNNING
-            self.reason = f"paused by an operator: {self.paused}" if self.paused else ""
+            self.reason = f"paused by an operator: {self.paused}" if self.paused else self._clock()
         elif all(each.reason == Away.STARTING for each in ingesters):
             self.phase, self.reason = Phase.STARTING, ""
         else:
             self.phase, self.reason = Phase.WAITING, "no ingester answers"
+
+    def _clock(self) -> str:
+        behind_s = self._tail.clock_behind_s
+        return "" if behind_s is None else f"this machine's clock is {behind_s:.0f} s behind the firehose's"
 
     def _workers(self, verifying: int) -> tuple[WorkerView, ...]:
         busy = {"fetch": len(self._machine.pipeline.downloads.running), "verify": verifying}

@@ -7,12 +7,17 @@ from typing import Protocol
 
 from relay.discovery.progress import ReconcileView
 from relay.model import Source
+from relay.observe.log import get_logger
 from relay.observe.metrics import EventKind, Metrics, Queue, Reconciled
 from relay.observe.rates import RateMeter
 from relay.observe.status import FirehoseStatus, ReconcileStatus, rfc3339
 from relay.tail.ports import TailView
 
+log = get_logger(__name__)
+
 _US = 1_000_000
+BEHIND_S = 60.0  # so far behind the events' times our clock is wrong, and not a producer's
+BEHIND_FOR_S = 10.0  # one producer's clock that is ahead passes sooner
 
 
 class Buffered(Protocol):
@@ -43,12 +48,16 @@ class TailShown:
         self._metrics, self._max_open_frames = metrics, max_open_frames
         self._events_rate = RateMeter()
         self._added = Added()
+        self._behind_since: float | None = None
+        self.clock_behind_s: float | None = None
+        """How far this machine's clock is behind the events' times; None: it is not. Commits above 5 min are refused (`future_rev`)."""
 
     def look(self, tail: TailView, buffer: Buffered, *, now: float, wall: float) -> FirehoseStatus:
         """Return what to show of `tail`, and update the metrics. `now`: monotonic seconds; `wall`: seconds since 1970."""
         self._events_rate.update(now, sum(tail.events.values()))
         lag_s = None if tail.time_us is None else max(0.0, wall - tail.time_us / _US)
         self._count(tail, buffer, lag_s)
+        self._judge_clock(tail, now, wall)
         return FirehoseStatus(
             seq=tail.seq,
             cursor=tail.cursor,
@@ -71,6 +80,19 @@ class TailShown:
             connections=tail.connections,
             last_error=tail.last_error,
         )
+
+    def _judge_clock(self, tail: TailView, now: float, wall: float) -> None:
+        behind_s = 0.0 if tail.time_us is None else tail.time_us / _US - wall
+        if behind_s < BEHIND_S:
+            self._behind_since = self.clock_behind_s = None
+            return
+        self._behind_since = now if self._behind_since is None else self._behind_since
+        if now - self._behind_since >= BEHIND_FOR_S:
+            if self.clock_behind_s is None:
+                log.warning(
+                    "clock_behind_firehose", seconds=round(behind_s), hint="is this machine's time synchronised?"
+                )
+            self.clock_behind_s = behind_s
 
     def _count(self, tail: TailView, buffer: Buffered, lag_s: float | None) -> None:
         metrics, since = self._metrics, self._added.since

@@ -20,11 +20,12 @@ from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from relay.admin.auth import is_loopback, load_token
+from relay.admin.auth import load_token
 from relay.admin.control import AdminService, Control
 from relay.admin.http import CannotListen
 from relay.admin.ingest import Batch, Health, IngestService, PassedStream
 from relay.admin.server import GrpcServer
+from relay.config.addresses import is_loopback
 from relay.config.schema import GrpcSettings
 from relay.errors import ConfigError
 from relay.observe.status import Phase, StatusSnapshot

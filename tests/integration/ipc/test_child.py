@@ -60,10 +60,11 @@ def test_messages_arrive_whole_and_in_order_however_they_are_sent_and_read() -> 
     ours.close()
 
 
-def test_a_killed_parent_leaves_no_socket_of_the_forkserver(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["t", "t" * 200], ids=["short", "longer-than-a-socket-may-be-named"])
+def test_a_killed_parent_leaves_no_socket_of_the_forkserver(tmp_path: Path, name: str) -> None:
     program = tmp_path / "program.py"
     program.write_text(_START_AND_DIE)
-    temporary = tmp_path / "t"
+    temporary = tmp_path / name
     temporary.mkdir()
     done = subprocess.run(
         [sys.executable, str(program)],

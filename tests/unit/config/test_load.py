@@ -77,6 +77,7 @@ def _other_value(key: Key) -> str:
         "database.max_idle_conns": "7",
         "delivery.batch_bytes": "2048",
         "metrics.port": "9999",
+        "database.dsn": "host=other",
     }
     if key.name in special:
         return special[key.name]
@@ -103,6 +104,8 @@ def test_every_key_can_be_set_by_each_of_its_variables_and_in_the_file(name: str
         beside["DELIVERY_TLS_CA"] = "/ca"
     if name.endswith("client_ca"):
         beside |= {"GRPC_TLS_CERT": "/cert", "GRPC_TLS_KEY": "/key"}
+    if name == "grpc.host":
+        beside["GRPC_TOKEN_FILE"] = "/token"
     assert name.replace(".", "_").upper() in key.variables
     seen = []
     for variable in key.variables:
@@ -239,6 +242,8 @@ http:
         ("grpc: {tls_cert: /c}\n", "FILE:1: grpc.tls_cert: needs grpc.tls_key beside it"),
         ("metrics: {port: 50051}\n", "FILE:1: metrics.port: 50051 is grpc.port already"),
         ("ingesters: ['a:1', 'a:1']\n", "FILE:1: ingesters: a:1,a:1: a:1 is listed twice; one address is one ingester"),
+        ("database: {dsn: 'postgres//u:hunter2@h/d'}\n", "FILE:1: database.dsn: ***: expected postgresql://user:password@host:5432/name, or key=value pairs as libpq reads them"),
+        ("grpc: {host: 0.0.0.0}\n", "FILE:1: grpc.host: 0.0.0.0 can be reached from other machines: calls need grpc.token_file then"),
         ("relay: {name: ''}\n", "FILE:1: relay.name: : expected 1 to 64 printable ASCII characters"),
     ],
 )  # fmt: skip
@@ -360,12 +365,18 @@ def test_flags_have_the_type_of_their_key_or_are_parsed() -> None:
 def test_a_misspelt_variable_is_warned_of_and_a_foreign_one_is_not() -> None:
     environ = {
         "BACKFILLER_WORKRS": "3",
+        "WORKRS": "3",
+        "PORTS": "80",
+        "LOGNAME": "somebody",
         "HTTP_PROXY": "http://proxy",
         "GRPC_VERBOSITY": "debug",
         "RELAY_TEST_DATA": "x",
     }
     warnings = _load(environ=environ).warnings
-    assert warnings == ("environment BACKFILLER_WORKRS: no such setting (did you mean BACKFILLER_WORKERS?)",)
+    assert warnings == (
+        "environment BACKFILLER_WORKRS: no such setting (did you mean BACKFILLER_WORKERS?)",
+        "environment WORKRS: no such setting (did you mean WORKERS?)",
+    )
 
 
 def test_settings_can_be_built_by_hand_with_the_same_defaults() -> None:

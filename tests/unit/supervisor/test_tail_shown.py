@@ -51,6 +51,16 @@ def _values(metrics: Metrics) -> dict[tuple[str, ...], float]:
     }
 
 
+def test_a_clock_that_stays_behind_the_events_is_told_and_one_event_from_the_future_is_not() -> None:
+    assert TAIL.time_us is not None
+    shown, wall = TailShown(Metrics(version="0"), max_open_frames=200), TAIL.time_us / 1e6 - 400
+    told = []
+    for now, behind in ((0.0, 400), (9.0, 400), (10.0, 390), (11.0, 1), (12.0, 400)):
+        shown.look(TAIL, _buffer(), now=now, wall=wall + 400 - behind)
+        told.append(shown.clock_behind_s)
+    assert told == [None, None, 390, None, None]
+
+
 def _buffer() -> LiveBuffer[str]:
     buffer: LiveBuffer[str] = LiveBuffer(max_operations=100, max_per_repo=10)
     buffer.add("a", "event", 4)
