@@ -3,7 +3,7 @@
     python -m tests.bench [--quick] [--only PART...]        or: make bench ARGS=--quick
 
 Parts: worker (with a profile of where its time goes, and the one repo of a million records), live (frames of the firehose in the
-verify worker), peers (other libraries on the same CARs), end-to-end, live-end-to-end, ingester, deliver. Each is a module of its own that can be
+verify worker), peers (other libraries on the same CARs), end-to-end, live-end-to-end, ingester, deliver, slow-ingester. Each is a module of its own that can be
 run alone; here their output is passed on as it comes, and read. Nothing is asserted on time. The exit code is 1 when a part
 failed, or when a figure cannot be found in its output any more.
 
@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-PARTS = ("worker", "live", "peers", "end-to-end", "live-end-to-end", "ingester", "deliver")
+PARTS = ("worker", "live", "peers", "end-to-end", "live-end-to-end", "ingester", "deliver", "slow-ingester")
 _SCALE = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 
 
@@ -131,6 +131,14 @@ FIGURES = (
         pattern=r"^full speed, 75 KB segments .*?(?P<value>[\d,]+) operations/s",
         unit="records/s",
     ),
+    Figure(
+        part="slow-ingester",
+        name="one of three at a tenth: the others keep",
+        pattern=r"^the others kept +(?P<value>[\d.]+)% of what they had",
+        unit="%",
+        must=90,
+        goal=95,
+    ),
 )
 
 
@@ -146,6 +154,7 @@ def commands(*, quick: bool) -> dict[str, list[str]]:
             "ingester_bench", "--grpc", "--records", "20000" if quick else "200000", "null", "sqlite", "postgresql",
         ],
         "deliver": ["deliver_bench", "--seconds", "1" if quick else "5"],
+        "slow-ingester": ["slow_ingester", "--seconds", "6" if quick else "14"],
     }  # fmt: skip
 
 

@@ -35,6 +35,7 @@ OUTPUTS = {
         "beside a backfill: 1,951 events/s; CPU us/event: supervisor 240 (engine 125)\n"
         "backlog: 40,000 events in 6.6 s, 6,086 events/s; busiest verify, 80% of a core; of its own core: supervisor 10,050 events/s 291 x reference, verify worker 7,648 events/s 382 x reference\n"
     ),
+    "slow-ingester": "the others kept                93.1% of what they had\n",
     "peers": "atmst: store and walk            hashes, layers  r10k      65,145 records/s, verify_repo is 4.4 times as fast\n",
 }  # fmt: skip
 
@@ -57,6 +58,7 @@ def _figure(name: str) -> Figure:
         ("backlog of frames, everything on this machine", 6086, 2_900_000 / 6086, ""),
         ("supervisor, backlog, one core", 10_050, 291.0, ""),
         ("memory of all processes, null sink, raw", 1245, None, "BELOW"),
+        ("one of three at a tenth: the others keep", 93.1, None, "must"),
     ],
 )
 def test_a_figure_is_read_and_judged(name: str, value: float, ratio: float | None, reached: str) -> None:
