@@ -56,7 +56,7 @@ _NOT_FORWARDED = (
 
 # The words of `supervisor.children` and of `deliver.refusals`.
 _ENDS = ("killed", "ended")
-_REFUSALS = ("rejected", "retries", "oversize")
+_REFUSALS = ("rejected", "retries", "oversize", "record_too_large", "operation_too_large", "undecodable")
 
 # Otherwise each counter has a second series with the time of its birth, of which nobody makes anything.
 _without_created: Callable[[], None] = disable_created_metrics
