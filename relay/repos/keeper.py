@@ -10,11 +10,10 @@ import functools
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
 
-from relay.atproto.frames import SEQ_MAX
 from relay.atproto.nsid_filter import NsidFilter
-from relay.model import Identity, OpType, RepoState, Source
+from relay.model import Identity, OpType, RepoState
 from relay.observe.log import get_logger
-from relay.pb.encode import count_records, encode_account, encode_identity
+from relay.pb.encode import count_records
 from relay.repos import live_events as e
 from relay.repos.buffer import LiveBuffer
 from relay.repos.checkpointer import Change, Checkpointer, CursorChange, IncidentChange, Stored
@@ -24,6 +23,7 @@ from relay.repos.handover import LiveEvent
 from relay.repos.letters import Refusal, letter_of
 from relay.repos.live import LiveRepo
 from relay.repos.resident import Fetching, LiveOutlet, Resident, Stream, Unplugged
+from relay.repos.telling import account_operation, identity_operation, source_of
 from relay.runtime.clock import Clock
 from relay.runtime.crashpoint import CrashPoint, crash_point
 from relay.store.dead_letters import DeadLetter
@@ -376,13 +376,13 @@ class Keeper:
                         behind = effect.token
                 case e.OfferAccount():
                     if behind is None:
-                        self._note("account", _source(effect).name)
+                        self._note("account", source_of(effect).name)
                         crash_point(CrashPoint.STATUS_STORED)
-                        self.outlet.tell(resident.did, _account(resident.did, effect), effect.token)
+                        self.outlet.tell(resident.did, account_operation(resident.did, effect), effect.token)
                 case e.OfferIdentity():
                     if behind is None:
-                        self._note("identity", _source(effect).name)
-                        self.outlet.tell(resident.did, _identity(resident.did, effect), effect.token)
+                        self._note("identity", source_of(effect).name)
+                        self.outlet.tell(resident.did, identity_operation(resident.did, effect), effect.token)
                 case e.Withdraw():
                     for token in self.outlet.withdraw(resident.did, effect.tokens):
                         self._events.append((resident, e.Withdrawn(token=token), None))
@@ -482,30 +482,3 @@ class Keeper:
         if self.batch is not None and row.batch == self.batch:
             self.targets[old] -= 1
             self.targets[new] += 1
-
-
-def _source(telling: e.OfferAccount | e.OfferIdentity) -> Source:
-    """What was learnt elsewhere than on the stream, or is told again, has no seq."""
-    return Source.FIREHOSE if telling.seq else Source.BACKFILL
-
-
-def _account(did: str, telling: e.OfferAccount) -> bytes:
-    return encode_account(
-        did=did,
-        active=telling.active,
-        status=telling.status,
-        time_us=telling.time_us,
-        source=_source(telling),
-        seq=telling.seq & SEQ_MAX,
-    )
-
-
-def _identity(did: str, telling: e.OfferIdentity) -> bytes:
-    return encode_identity(
-        did=did,
-        handle=telling.handle,
-        pds=telling.pds,
-        time_us=telling.time_us,
-        source=_source(telling),
-        seq=telling.seq & SEQ_MAX,
-    )
