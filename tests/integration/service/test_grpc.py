@@ -160,6 +160,8 @@ def test_what_is_paused_stands_still_until_it_is_resumed(make_scene: MakeScene) 
         assert list(shown.paused) == [pb.BACKFILL, pb.TAIL]
         assert shown.repos["synced"] == 6
         assert json.loads(shown.json)["reason"] == "paused by an operator: backfill, tail"
+        seq = status(scene)["firehose"]["seq"]
+        wait_until(lambda: scene.select("SELECT max(cursor) FROM partition") == [(seq,)], "all that was read is stored")
         before = scene.select("SELECT max(cursor) FROM partition")
         scene.network.write(20)
         admin.ResyncRepos(pb.ResyncReposRequest(dids=scene.network.dids()[:1]))
