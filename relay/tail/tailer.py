@@ -238,9 +238,9 @@ class Tailer(ServiceThread):
                     self._reader.failed(str(exc), now_us, retry_after_s=exc.retry_after_s, is_refused=refused), None
                 )
                 raise AssertionError("a failed connection has an answer") from exc
+            self._last_error = None  # before it shows as connected
             self._stream = stream
             self._connections += 1
-            self._last_error = None
             self._reader.connected(self._now_us())
             log.info("firehose_connected", cursor=cursor, era=self._reader.era)
             self._read(stream)
