@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import TypeAlias
 
 from relay.model import RepoState
 from relay.repos.keeper import Keeper
@@ -24,6 +25,8 @@ WHILE_LISTING_S = 2.0
 UNSETTLED_S = 2.0  # something was on its way while it was counted
 # Counting may take this share of the time: a scan of 50 M rows is not repeated every half minute.
 SHARE = 0.02
+
+_Answer: TypeAlias = tuple[float, dict[RepoState, int], dict[RepoState, int]]  # seconds, found, counted before
 
 
 class _Count:
@@ -81,19 +84,23 @@ class Census:
             return
         count.is_asking, count.is_unsettled = True, self._keeper.waiting > 0
 
-        def ask(cursor: Cursor) -> tuple[float, dict[RepoState, int]]:
+        def ask(cursor: Cursor) -> _Answer:
+            before = dict(count.counts)  # a copy, made in one step: this is another thread
             began = time.monotonic()
             found = count.ask(cursor)
-            return time.monotonic() - began, found
+            return time.monotonic() - began, found, before
 
-        def take(answer: tuple[float, dict[RepoState, int]]) -> None:
-            took_s, found = answer
+        def take(answer: _Answer) -> None:
+            took_s, found, before = answer
             count.is_asking = False
             now = time.monotonic()
             count.cheap_at = now + took_s / SHARE
-            unsettled = count.is_unsettled or self._keeper.waiting > 0
+            # What was counted while the database counted is not in its answer.
+            since = {state: number - before.get(state, 0) for state, number in count.counts.items()}
+            unsettled = count.is_unsettled or self._keeper.waiting > 0 or any(since.values())
             count.due_at = max(count.cheap_at, now + (min(UNSETTLED_S, every_s) if unsettled else every_s))
             count.counts.clear()
-            count.counts.update(found)
+            for state in {*found, *since}:
+                count.counts[state] = found.get(state, 0) + since.get(state, 0)
 
         self._tasks.submit(count.name, ask, take)

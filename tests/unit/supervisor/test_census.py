@@ -30,21 +30,25 @@ class _Stage:
         self.now = 1000.0
         monkeypatch.setattr("relay.supervisor.census.time", SimpleNamespace(monotonic=lambda: self.now))
         self.keeper = _Keeper()
-        self.asked: list[tuple[str, Callable[[Any], None]]] = []
+        self.asked: list[tuple[str, Callable[[Any], Any], Callable[[Any], None]]] = []
+        self.found: dict[RepoState, int] = {}
+        monkeypatch.setattr("relay.supervisor.census.repos.count_by_state", lambda *_: dict(self.found))
         self.census = Census(cast(Keeper, self.keeper), cast(StoreTasks, self), 1, lambda: False)
 
     def submit(self, name: str, ask: Callable[[Any], Any], then: Callable[[Any], None]) -> None:
-        self.asked.append((name, then))
+        self.asked.append((name, ask, then))
 
-    def answer(self, found: dict[RepoState, int]) -> None:
-        asked, self.asked = self.asked, []
-        for _, then in asked:
-            then((0.0, found))
+    def answer(self, found: dict[RepoState, int], *, meanwhile: Callable[[], None] = lambda: None) -> None:
+        asked, self.asked, self.found = self.asked, [], found
+        answers = [(then, ask(None)) for _, ask, then in asked]
+        meanwhile()
+        for then, answer in answers:
+            then(answer)
 
     def asks_after(self, seconds: float) -> list[str]:
         self.now += seconds
         self.census.look()
-        return [name for name, _ in self.asked]
+        return [name for name, _, _ in self.asked]
 
 
 PAGE = UpsertResult(transitions={(None, RepoState.DISCOVERED): 24}, new=24)
@@ -60,6 +64,21 @@ def test_a_page_that_a_count_had_already_is_counted_twice_for_two_seconds_only(m
     stage.answer({RepoState.DISCOVERED: 60})
     assert stage.keeper.counts[RepoState.DISCOVERED] == 60
     assert stage.asks_after(UNSETTLED_S) == []
+
+
+def test_what_is_counted_while_the_database_counts_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = _Stage(monkeypatch)
+    stage.keeper.counts.update({RepoState.PENDING: 11, RepoState.SYNCED: 1})
+
+    def synced() -> None:
+        stage.keeper.counts.update({RepoState.PENDING: -11, RepoState.SYNCED: 11})
+
+    stage.census.look()
+    stage.answer({RepoState.PENDING: 11, RepoState.SYNCED: 1, RepoState.INACTIVE: 5}, meanwhile=synced)
+    assert +stage.keeper.counts == {RepoState.SYNCED: 12, RepoState.INACTIVE: 5}
+    assert "count repos" in stage.asks_after(UNSETTLED_S), "it may have had some of them already"
+    stage.answer({RepoState.SYNCED: 12, RepoState.INACTIVE: 5})
+    assert "count repos" not in stage.asks_after(UNSETTLED_S)
 
 
 def test_a_count_beside_changes_that_are_not_stored_is_taken_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
