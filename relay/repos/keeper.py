@@ -111,6 +111,9 @@ class Keeper:
         self._resting_kept = resting_kept if follows else 0
         self.counts: Counter[RepoState] = Counter()
         self.targets: Counter[RepoState] = Counter()
+        # Of those what we counted when we put it, before it was stored: the rest (SQL's own moves) is counted after. Only differences tell.
+        self.counts_put: Counter[RepoState] = Counter()
+        self.targets_put: Counter[RepoState] = Counter()
         self.waiting = 0  # changes put and not yet told as stored
         self.dead_letters: Counter[str] = Counter()  # stored ones, by reason
         self.moments: Counter[tuple[str, str]] = Counter()  # what the machines count: (metric, label)
@@ -422,10 +425,7 @@ class Keeper:
         put_facts(store.facts, row)
         row.updated_at = self._clock.now()
         if resident.counted is not row.state:
-            if resident.counted is None:
-                self._count_new(row)
-            else:
-                self._count(row, resident.counted, row.state)
+            self._count(row, resident.counted, row.state, is_put=True)
             resident.counted = row.state
         resident.put_version = store.version
         self.waiting += 1
@@ -471,14 +471,13 @@ class Keeper:
         if self._count_moment is not None:
             self._count_moment(metric, label)
 
-    def _count_new(self, row: RepoRow) -> None:
-        self.counts[row.state] += 1
-
-    def _count(self, row: RepoRow, old: RepoState, new: RepoState) -> None:
+    def _count(self, row: RepoRow, old: RepoState | None, new: RepoState, *, is_put: bool = False) -> None:
         if old is new:
             return
-        self.counts[old] -= 1
-        self.counts[new] += 1
+        counted = [self.counts, self.counts_put] if is_put else [self.counts]
         if self.batch is not None and row.batch == self.batch:
-            self.targets[old] -= 1
-            self.targets[new] += 1
+            counted += [self.targets, self.targets_put] if is_put else [self.targets]
+        for counter in counted:
+            counter[new] += 1
+            if old is not None:
+                counter[old] -= 1

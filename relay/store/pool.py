@@ -345,6 +345,11 @@ class TooOldServer(StoreUnusable):
     blame = Blame.OPERATOR
 
 
+def limit_time(cur: Cursor, ms: int) -> None:
+    """Have each further statement of this transaction fail (StoreError) that takes longer than `ms` milliseconds."""
+    cur.execute(_SQL["limit_time"], {"ms": ms})
+
+
 def _check_epoch(cur: Cursor, epoch: int) -> None:
     cur.execute(_SQL["check_epoch"])
     row = cur.fetchone()

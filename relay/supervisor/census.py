@@ -2,21 +2,24 @@
 
 The keeper counts every transition that it makes; this takes the counts from the database at start, when the enumeration is over, and
 now and then, because of rows that SQL moves by itself nobody knows whether they are targets. A count that is taken while
-transitions are on their way is off by those until the next one, which then comes soon: it is for eyes. The result of a batch is read
-from the database.
+transitions are on their way is off by those until the next one, which then comes soon: it is for eyes. The last one, of a machine that
+has ended, is exact; the result of a batch is read from the database.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
+from relay.errors import StoreError, StoreFenced
 from relay.model import RepoState
+from relay.observe.log import get_logger
 from relay.repos.keeper import Keeper
 from relay.repos.tasks import StoreTasks
 from relay.store import repos
+from relay.store.pool import Database, limit_time
 from relay.store.repos import UpsertResult
 from relay.store.statements import Cursor
 
@@ -26,18 +29,32 @@ UNSETTLED_S = 2.0  # something was on its way while it was counted
 # Counting may take this share of the time: a scan of 50 M rows is not repeated every half minute.
 SHARE = 0.02
 
-_Answer: TypeAlias = tuple[float, dict[RepoState, int], dict[RepoState, int]]  # seconds, found, counted before
+LAST_MS = 2000  # for the last count: people wait for the end
+
+_Answer: TypeAlias = tuple[float, dict[RepoState, int], dict[RepoState, int]]  # seconds, found, put before
+
+log = get_logger(__name__)
 
 
 class _Count:
     """One of the two counts: when it was taken last, and when it is due."""
 
-    def __init__(self, name: str, counts: Counter[RepoState], ask: Callable[[Cursor], dict[RepoState, int]]) -> None:
-        self.name, self.counts, self.ask = name, counts, ask
+    def __init__(
+        self,
+        name: str,
+        counts: Counter[RepoState],
+        put: Counter[RepoState],
+        ask: Callable[[Cursor], dict[RepoState, int]],
+    ) -> None:
+        self.name, self.counts, self.put, self.ask = name, counts, put, ask
         self.due_at = 0.0
         self.cheap_at = 0.0  # sooner it would take more than its share of the time
         self.is_asking = False
         self.is_unsettled = False
+
+    def replace(self, found: Mapping[RepoState, int]) -> None:
+        self.counts.clear()
+        self.counts.update(found)
 
 
 class Census:
@@ -45,10 +62,12 @@ class Census:
 
     def __init__(self, keeper: Keeper, tasks: StoreTasks, batch: int | None, is_listing: Callable[[], bool]) -> None:
         self._keeper, self._tasks, self._is_listing = keeper, tasks, is_listing
-        self._whole = _Count("count repos", keeper.counts, lambda cur: repos.count_by_state(cur))
+        self._whole = _Count("count repos", keeper.counts, keeper.counts_put, lambda cur: repos.count_by_state(cur))
         self._targets: _Count | None = None
         if batch is not None:
-            self._targets = _Count("count targets", keeper.targets, lambda cur: repos.count_by_state(cur, batch))
+            self._targets = _Count(
+                "count targets", keeper.targets, keeper.targets_put, lambda cur: repos.count_by_state(cur, batch)
+            )
         self._was_listing = True
 
     def look(self) -> None:
@@ -78,6 +97,17 @@ class Census:
         self._whole.is_unsettled = True
         self._whole.due_at = min(self._whole.due_at, max(self._whole.cheap_at, time.monotonic() + UNSETTLED_S))
 
+    def close(self, database: Database) -> None:
+        """Count for the last time, now that the engine has ended and everything is stored; what takes too long stays as it is."""
+        try:
+            with database.transaction("last count") as cursor:
+                limit_time(cursor, LAST_MS)
+                for count in (self._whole, self._targets):
+                    if count is not None:
+                        count.replace(count.ask(cursor))
+        except (StoreError, StoreFenced) as exc:
+            log.debug("last_count_missing", reason=str(exc))
+
     def _take_if_due(self, count: _Count, every_s: float) -> None:
         now = time.monotonic()
         if count.is_asking or now < count.due_at:
@@ -85,7 +115,7 @@ class Census:
         count.is_asking, count.is_unsettled = True, self._keeper.waiting > 0
 
         def ask(cursor: Cursor) -> _Answer:
-            before = dict(count.counts)  # a copy, made in one step: this is another thread
+            before = dict(count.put)  # a copy, made in one step: this is another thread
             began = time.monotonic()
             found = count.ask(cursor)
             return time.monotonic() - began, found, before
@@ -95,12 +125,10 @@ class Census:
             count.is_asking = False
             now = time.monotonic()
             count.cheap_at = now + took_s / SHARE
-            # What was counted while the database counted is not in its answer.
-            since = {state: number - before.get(state, 0) for state, number in count.counts.items()}
+            # What was put while the database counted is not in its answer. What others moved is: we are told of it afterwards.
+            since = {state: number - before.get(state, 0) for state, number in count.put.items()}
             unsettled = count.is_unsettled or self._keeper.waiting > 0 or any(since.values())
             count.due_at = max(count.cheap_at, now + (min(UNSETTLED_S, every_s) if unsettled else every_s))
-            count.counts.clear()
-            for state in {*found, *since}:
-                count.counts[state] = found.get(state, 0) + since.get(state, 0)
+            count.replace({state: found.get(state, 0) + since.get(state, 0) for state in {*found, *since}})
 
         self._tasks.submit(count.name, ask, take)

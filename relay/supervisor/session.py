@@ -334,6 +334,8 @@ class Session:
                 service.join(deadline)
             observer.phase = Phase.STOPPED
             if has_ended:
+                if not self._store_away:
+                    census.close(self.database)
                 observer.look()  # what is on this side of the engine's end is ours
             self.reporter.last(observer.snapshot)
             self.presence.close()

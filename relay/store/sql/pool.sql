@@ -8,3 +8,6 @@ SELECT pg_encoding_to_char(encoding) FROM pg_database WHERE datname = current_da
 -- FOR KEY SHARE: a take-over locks the row FOR UPDATE, so it waits for this transaction's end, and this one sees the epoch after it.
 -- Renewing the lease and storing the cursor change no key: they wait for nobody who holds this, however long that takes.
 SELECT epoch FROM partition WHERE id = 0 FOR KEY SHARE;
+
+-- limit_time(ms)                    called where somebody waits: for the statements of this transaction
+SELECT set_config('statement_timeout', %(ms)s::text, true);

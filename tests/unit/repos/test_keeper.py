@@ -123,6 +123,8 @@ def test_counts_follow_a_repo_from_its_discovery_to_synced() -> None:
     keeper.feed(resident, e.SnapshotVerified(fetch=1, rev="3k1", sends=False))
     keeper.feed(resident, e.SnapshotDelivered(fetch=1, rev="3k1", data=b"1" * 36, covers=WANTED))
     assert +keeper.counts == +keeper.targets == Counter({S.SYNCED: 1})
+    assert +keeper.counts_put == +keeper.targets_put, "of a target"
+    assert keeper.counts_put[S.SYNCED] == 1, "counted before it is stored"
     keeper.stored(shelf.store())
     keeper.release(resident)
     assert not keeper.residents

@@ -19,7 +19,9 @@ from relay.supervisor.census import EVERY_S, UNSETTLED_S, Census
 class _Keeper:
     def __init__(self) -> None:
         self.counts: Counter[RepoState] = Counter()
+        self.counts_put: Counter[RepoState] = Counter()
         self.targets: Counter[RepoState] = Counter()
+        self.targets_put: Counter[RepoState] = Counter()
         self.waiting = 0
 
 
@@ -66,12 +68,21 @@ def test_a_page_that_a_count_had_already_is_counted_twice_for_two_seconds_only(m
     assert stage.asks_after(UNSETTLED_S) == []
 
 
-def test_what_is_counted_while_the_database_counts_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_that_we_hear_of_while_the_database_counts_is_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = _Stage(monkeypatch)
+    stage.census.look()
+    stage.answer({RepoState.DISCOVERED: 24}, meanwhile=lambda: stage.census.page(PAGE, 0))
+    assert stage.keeper.counts == {RepoState.DISCOVERED: 24}
+    assert stage.asks_after(UNSETTLED_S) == ["count repos"], "the database may have counted before it"
+
+
+def test_what_is_put_while_the_database_counts_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = _Stage(monkeypatch)
     stage.keeper.counts.update({RepoState.PENDING: 11, RepoState.SYNCED: 1})
 
     def synced() -> None:
-        stage.keeper.counts.update({RepoState.PENDING: -11, RepoState.SYNCED: 11})
+        for counts in (stage.keeper.counts, stage.keeper.counts_put):
+            counts.update({RepoState.PENDING: -11, RepoState.SYNCED: 11})
 
     stage.census.look()
     stage.answer({RepoState.PENDING: 11, RepoState.SYNCED: 1, RepoState.INACTIVE: 5}, meanwhile=synced)
