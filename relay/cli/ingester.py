@@ -14,6 +14,7 @@ from types import FrameType
 
 from relay.cli.exits import Exit
 from relay.observe.log import get_logger
+from relay.runtime.signals import next_item
 
 log = get_logger(__name__)
 
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"listening on {address}", flush=True)
     if args.stop_with_stdin:
         threading.Thread(target=_wait_for_stdin, args=(events,), name="ingester-stdin", daemon=True).start()
-    events.get()
+    next_item(events)
     log.info("ingester_stopping", **server.details())
     stored = server.stop(time.monotonic() + STOP_WITHIN_S)
     if server.failure is not None:

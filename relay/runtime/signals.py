@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
 from collections.abc import Callable
 from types import FrameType
+from typing import TypeVar
+
+T = TypeVar("T")
 
 EXIT_INTERRUPTED = 130
+LOOK_EVERY_S = 0.2
+
+
+def next_item(items: queue.SimpleQueue[T]) -> T:
+    """Wait for an item, in the main thread, where handlers of signals run that may put one.
+
+    Python runs them between two instructions: a signal that another thread took, or that came a moment before the wait, does not
+    interrupt it. So this never waits for long.
+    """
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return items.get(timeout=LOOK_EVERY_S)
 
 
 class StopSignals:

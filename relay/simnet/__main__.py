@@ -15,6 +15,7 @@ import threading
 import time
 from pathlib import Path
 
+from relay.runtime.signals import next_item
 from relay.simnet.corpus import Corpus
 from relay.simnet.http import HttpServer
 from relay.simnet.network import SimNetwork, control_app
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     sys.stdout.flush()
     if options.until_stdin_closes:
         threading.Thread(target=_await_end_of_input, args=(ends,), daemon=True, name="stdin").start()
-    ends.get()
+    next_item(ends)
     control.request_stop()
     control.join(time.monotonic() + _STOP_S)
     network.stop()

@@ -53,3 +53,23 @@ def test_a_second_stop_signal_ends_the_process_at_once_and_gives_the_terminal_ba
         [sys.executable, "-c", _TWICE], env={"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout) == (EXIT_INTERRUPTED, b"given back"), done.stderr
+
+
+_TO_ANOTHER_THREAD = """
+import queue, signal, threading, time
+from relay.runtime.signals import next_item
+items = queue.SimpleQueue()
+signal.signal(signal.SIGTERM, lambda number, frame: items.put(number))
+def kill():
+    time.sleep(0.1)
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+    time.sleep(60)
+threading.Thread(target=kill, daemon=True).start()
+print(next_item(items))
+"""
+
+
+def test_a_signal_that_another_thread_took_is_heard_as_well() -> None:
+    command = [sys.executable, "-c", _TO_ANOTHER_THREAD]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+    assert ended.stdout.strip() == str(int(signal.SIGTERM))
